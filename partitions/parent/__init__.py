@@ -1,0 +1,1 @@
+"""The parent partition: the VMBus provider, the VSPs and management."""

@@ -1,0 +1,177 @@
+"""A VMBus channel's data path: packets with a type, flags, a transaction id, a device message, and data.
+
+The VSC and the VSP of a device see only :class:`Channel`. What carries the packets is a transport:
+
+* :class:`ZmqChannel`, one ZeroMQ PAIR over a socket file per channel and incarnation. A packet is one
+  frame, msgpack ``[packet_type, flags, transaction_id, device message in its real bytes]``, and a second
+  frame with the data if there is any. No memory is shared.
+* :func:`channel_pair`, two ends in one process, for tests and for looking at a protocol in isolation.
+
+A *protocol error* is not a bug: what a peer sent wrong closes this channel, with a reason
+(:meth:`Channel.fail`), and touches nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import zmq
+
+from vmbus_emu.device import MAX_TRANSFER_BYTES, Buffer
+from vmbus_emu.loop import Loop
+from vmbus_emu.zmqport import ZmqPort, peer_pid
+
+# Packet types (protocol sheet 3.3). Only these four occur.
+IN_BAND = 6
+TRANSFER_PAGES = 7
+GPA_DIRECT = 9
+COMPLETION = 0xB
+PACKET_TYPES = frozenset((IN_BAND, TRANSFER_PAGES, GPA_DIRECT, COMPLETION))
+#: Packet flag bit 0: the sender wants a COMPLETION with the same transaction id.
+COMPLETION_REQUESTED = 1
+
+#: The largest packet a peer may send: one transfer and room for its headers.
+MAX_PACKET_BYTES = MAX_TRANSFER_BYTES + 4096
+_MAX_MESSAGE_BYTES = 16384
+#: Messages libzmq may queue per direction: every outstanding request and completion fits.
+_QUEUE = 512
+
+#: ``handler(packet_type, flags, transaction_id, message, data)``; the buffers are valid during the call,
+#: and for as long as they are referenced.
+PacketHandler = Callable[[int, int, int, bytes, Buffer | None], Any]
+
+
+class Channel:
+    """One end of a channel. The owner sets ``on_packet`` and ``on_failed`` before anything can arrive."""
+
+    def __init__(self) -> None:
+        self.on_packet: PacketHandler = lambda *packet: None
+        #: Called once with the reason when the peer broke the protocol; the owner revokes or gives up.
+        self.on_failed: Callable[[str], Any] = lambda reason: None
+        self.failed: str | None = None
+        self.closed = False
+
+    def send(
+        self, packet_type: int, flags: int, transaction_id: int, message: Buffer, data: Buffer | None = None
+    ) -> bool:
+        """Queue one packet. ``False``: there is no room (or nobody there); nothing was sent."""
+        raise NotImplementedError
+
+    def fail(self, reason: str) -> None:
+        """The peer sent something it must not: stop listening and tell the owner why, once."""
+        if self.failed is None and not self.closed:
+            self.failed = reason
+            self.close()
+            self.on_failed(reason)
+
+    def close(self) -> None:
+        """Stop sending and receiving. Idempotent."""
+        self.closed = True
+
+
+class ZmqChannel(Channel):
+    """A channel over a ZeroMQ PAIR socket. The VSP's end binds, the VSC's end connects."""
+
+    def __init__(self, loop: Loop, context: zmq.Context[zmq.Socket[bytes]], peer: int | None = None) -> None:
+        """``peer``: the only pid this end listens to; ``None`` accepts whoever answers at the name it connects to."""
+        super().__init__()
+        self._peer = peer
+        self._pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+        self._port = ZmqPort(
+            loop, context, zmq.PAIR, self._received, max_message=MAX_PACKET_BYTES, queue=_QUEUE
+        )
+
+    def bind(self, path: str) -> None:
+        self._port.bind(path)
+
+    def connect(self, path: str) -> None:
+        self._port.connect(path)
+
+    def send(
+        self, packet_type: int, flags: int, transaction_id: int, message: Buffer, data: Buffer | None = None
+    ) -> bool:
+        if self.closed:
+            return False
+        head = self._pack((packet_type, flags, transaction_id, message))
+        if data is None:
+            return self._port.send(head)
+        return self._port.send(head, data)
+
+    def _received(self, frames: list[zmq.Frame]) -> None:
+        if self._peer is not None and peer_pid(frames[0]) != self._peer:
+            self.fail(f"pid {peer_pid(frames[0])} spoke on a channel of pid {self._peer}")
+            return
+        packet = decode_packet(frames[0].buffer)
+        if packet is None or len(frames) > 2:
+            self.fail("malformed packet")
+            return
+        self.on_packet(*packet, frames[1].buffer if len(frames) == 2 else None)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._port.close()
+
+
+def decode_packet(head: Buffer) -> tuple[int, int, int, bytes] | None:
+    """``(packet_type, flags, transaction_id, message)`` of a packet's first frame; ``None`` if it is not one."""
+    if len(head) > _MAX_MESSAGE_BYTES:
+        return None
+    try:
+        packet = msgpack.unpackb(head, use_list=False, raw=False)
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return None
+    if type(packet) is not tuple or len(packet) != 4:
+        return None
+    packet_type, flags, transaction_id, message = packet
+    if packet_type not in PACKET_TYPES or type(packet_type) is not int or type(message) is not bytes:
+        return None
+    if type(flags) is not int or type(transaction_id) is not int:
+        return None
+    if flags & ~COMPLETION_REQUESTED or not 0 <= transaction_id < 1 << 64:
+        return None
+    return packet_type, flags, transaction_id, message
+
+
+class MemoryChannel(Channel):
+    """One end of :func:`channel_pair`. Packets wait in a queue until :meth:`deliver`; data is copied, as on a wire."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.peer: MemoryChannel = self
+        self.inbox: deque[tuple[int, int, int, bytes, Buffer | None]] = deque()
+        self._room = room
+
+    def send(
+        self, packet_type: int, flags: int, transaction_id: int, message: Buffer, data: Buffer | None = None
+    ) -> bool:
+        if self.closed or self.peer.closed or len(self.peer.inbox) >= self._room:
+            return False
+        self.peer.inbox.append(
+            (packet_type, flags, transaction_id, bytes(message), None if data is None else bytes(data))
+        )
+        return True
+
+    def deliver(self) -> int:
+        """Hand everything that waits at this end to ``on_packet``; the number of packets."""
+        count = 0
+        while self.inbox and not self.closed:
+            self.on_packet(*self.inbox.popleft())
+            count += 1
+        return count
+
+
+def channel_pair(room: int = _QUEUE) -> tuple[MemoryChannel, MemoryChannel]:
+    """Two connected ends in one process. ``room``: packets per direction before ``send`` refuses."""
+    near, far = MemoryChannel(room), MemoryChannel(room)
+    near.peer, far.peer = far, near
+    return near, far
+
+
+def deliver_all(*ends: MemoryChannel) -> None:
+    """Deliver at all ends until nothing moves."""
+    while sum(end.deliver() for end in ends):
+        pass

@@ -1,0 +1,133 @@
+"""A ZeroMQ socket on a :class:`~vmbus_emu.loop.Loop`: drained when readable, never blocking, always bounded.
+
+Every socket of the project is made here, because each needs the same four settings: no lingering (a dead
+peer would hold up the exit), a size limit (the default is none), a bounded queue, and no blocking send (a
+PAIR whose peer is dead blocks for ever).
+
+Who the peer is, is the kernel's word: libzmq attaches the connecting process's ``uid:gid:pid`` to every
+frame that arrives over ``ipc://``. :func:`peer_pid` reads it. Routing ids can be claimed freely and are
+never used as an identity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from vmbus_emu.device import Buffer
+from vmbus_emu.loop import Loop
+
+#: Frames drained from one socket before the others get their turn.
+BUDGET = 32
+#: Below this a copy is cheaper than libzmq's bookkeeping for a borrowed buffer.
+COPY_BELOW = 64 * 1024
+
+Handler = Callable[[list[zmq.Frame]], Any]
+
+
+def peer_pid(frame: zmq.Frame) -> int:
+    """The pid that connected the other end, from the kernel; 0 when it is not known."""
+    try:
+        return int(str(frame.get("Peer-Address")).rsplit(":", 1)[1])
+    except (zmq.ZMQError, IndexError, ValueError):
+        return 0
+
+
+class ZmqPort:
+    """One socket. ``handler`` gets each complete message as its list of frames."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        context: zmq.Context[zmq.Socket[bytes]],
+        kind: int,
+        handler: Handler,
+        *,
+        max_message: int,
+        queue: int = 1000,
+    ) -> None:
+        self._loop = loop
+        self._handler = handler
+        self._marked = False
+        self._closed = False
+        socket = self.socket = context.socket(kind)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, max_message)
+        socket.setsockopt(zmq.SNDHWM, queue)
+        socket.setsockopt(zmq.RCVHWM, queue)
+        socket.setsockopt(zmq.RECONNECT_IVL, -1)  # a lost peer is a new incarnation, with a new name
+        if kind == zmq.ROUTER:
+            socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._fd = socket.getsockopt(zmq.FD)
+
+    def bind(self, path: str) -> None:
+        """Listen at a socket file. Raises ``zmq.ZMQError`` if the path is taken or too long (107 bytes)."""
+        self.socket.bind("ipc://" + path)
+        self._watch()
+
+    def connect(self, path: str) -> None:
+        """Connect to a socket file; returns at once, the connection comes up behind it."""
+        self.socket.connect("ipc://" + path)
+        self._watch()
+
+    def _watch(self) -> None:
+        self._loop.watch(int(self._fd), self._readable)
+        self._mark()
+
+    def _mark(self) -> None:
+        if not self._marked:
+            self._marked = True
+            self._loop.mark(self._pump)
+
+    def send(self, *frames: Buffer) -> bool:
+        """Send one message of several frames. ``False``: no room, or the peer is gone; nothing was sent."""
+        socket = self.socket
+        last = len(frames) - 1
+        try:
+            for index, frame in enumerate(frames):
+                flags = zmq.NOBLOCK if index == last else zmq.NOBLOCK | zmq.SNDMORE
+                socket.send(frame, flags, copy=len(frame) < COPY_BELOW)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                return False  # the first frame decides for the whole message, so nothing is left half sent
+            raise
+        if not self._marked:  # the send may have eaten the edge of an arriving message
+            self._marked = True
+            self._loop.mark(self._pump)
+        return True
+
+    def _readable(self, events: int) -> None:
+        if not self._marked:
+            self._pump()
+
+    def _pump(self) -> None:
+        self._marked = False
+        if self._closed:
+            return
+        receive = self.socket.recv
+        flags = zmq.NOBLOCK
+        for _ in range(BUDGET):
+            try:
+                frame = receive(flags, copy=False)
+            except zmq.Again:
+                return
+            frames = [frame]
+            while frame.more:
+                frame = receive(flags, copy=False)
+                frames.append(frame)
+            self._handler(frames)
+            if self._closed:
+                return
+        self._mark()
+
+    def close(self) -> None:
+        """Close the socket; the socket file of a bound one disappears with it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.unwatch(int(self._fd))
+        with contextlib.suppress(zmq.ZMQError):
+            self.socket.close(0)
