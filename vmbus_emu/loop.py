@@ -50,7 +50,7 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._sequence = itertools.count()
         self._pumps: list[Callable[[], Any]] = []
-        self._running = False
+        self._running = True
         #: ``time.monotonic()`` when the loop last woke: cheap enough for "age of the last I/O".
         self.now = time.monotonic()
         #: The longest time, in seconds, that callbacks kept the loop from looking at its descriptors.
@@ -114,14 +114,23 @@ class Loop:
         end = time.monotonic() + deadline
         self._running = True
         while not condition():
+            self._run_deferred()  # may be all that the condition waits for, so look again before sleeping
             left = end - time.monotonic()
-            if left <= 0:
-                return False
-            self.step(left)
+            if condition() or left <= 0:
+                return condition()
+            self._wait(left)
         return True
 
     def step(self, longest: float = -1.0) -> None:
-        """One round: deferred calls, marked pumps, then wait (at most ``longest`` seconds) and dispatch."""
+        """One round: deferred calls and marked pumps, then wait for descriptors and timers, and dispatch.
+
+        ``longest``: seconds to wait at most; negative for as long as nothing happens.
+        """
+        self._run_deferred()
+        if self._running:
+            self._wait(longest)
+
+    def _run_deferred(self) -> None:
         soon = self._soon
         for _ in range(len(soon)):
             callback, args = soon.popleft()
@@ -130,10 +139,10 @@ class Loop:
             pumps, self._pumps = self._pumps, []
             for pump in pumps:
                 pump()
-        if not self._running:
-            return
+
+    def _wait(self, longest: float) -> None:
         timeout = longest
-        if soon or self._pumps:
+        if self._soon or self._pumps:
             timeout = 0.0
         elif self._timers:
             until = max(0.0, self._timers[0][0] - time.monotonic())

@@ -17,7 +17,6 @@ from typing import Any
 
 import zmq
 
-from vmbus_emu.device import Buffer
 from vmbus_emu.loop import Loop
 
 #: Frames drained from one socket before the others get their turn.
@@ -25,6 +24,7 @@ BUDGET = 32
 #: Below this a copy is cheaper than libzmq's bookkeeping for a borrowed buffer.
 COPY_BELOW = 64 * 1024
 
+Buffer = bytes | bytearray | memoryview  # as in device, which the hypervisor's process must not load
 Handler = Callable[[list[zmq.Frame]], Any]
 
 
