@@ -1,0 +1,129 @@
+"""The lifeline: the inherited socket pair between the machine and each process it powers on.
+
+Messages are msgpack maps with a type under ``"t"``, whole (SOCK_SEQPACKET), up to :data:`MAX_MESSAGE` bytes, and
+may carry descriptors. End-of-file means the other end died; for a process that is the machine, so it ends too.
+The lifeline also is the box's serial port: VM consoles run over it, so that they survive the parent partition.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgpack
+
+from vmbus_emu.loop import READ, WRITE, Loop
+
+#: The largest message. Linux's default socket buffer takes it whole.
+MAX_MESSAGE = 128 * 1024
+#: Descriptors per message; the kernel allows 253.
+MAX_FDS = 64
+#: Console data per message.
+CHUNK = 32 * 1024
+
+_IN_MEMORY = "in-memory"
+
+Message = dict[str, Any]
+Handler = Callable[[Message, list[int]], Any]
+
+
+class Lifeline:
+    """One end. ``handler(message, descriptors)`` owns the descriptors; ``on_end()`` is called once at end-of-file."""
+
+    def __init__(self, loop: Loop, end: socket.socket, handler: Handler, on_end: Callable[[], Any]) -> None:
+        self._loop = loop
+        self._socket = end
+        self._handler = handler
+        self._on_end = on_end
+        self._waiting: deque[tuple[bytes, list[int]]] = deque()
+        self._open = True
+        end.setblocking(False)
+        loop.watch(end.fileno(), self._ready)
+
+    def send(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
+        """Queue a message; it leaves now if the socket has room. Descriptors stay the caller's."""
+        if not self._open:
+            return
+        raw = msgpack.packb(message)
+        if len(raw) > MAX_MESSAGE:
+            self._send_in_memory(raw)
+            return
+        if self._waiting or not self._try(raw, fds):
+            self._waiting.append((raw, [os.dup(fd) for fd in fds]))
+            self._loop.watch(self._socket.fileno(), self._ready, READ | WRITE)
+
+    def _send_in_memory(self, raw: bytes) -> None:
+        """A message too large for the socket travels as a memory file (the start of a machine of 1,000 VMs)."""
+        fd = os.memfd_create("lifeline")
+        os.pwrite(fd, raw, 0)
+        self.send({"t": _IN_MEMORY}, (fd,))
+        os.close(fd)
+
+    def _try(self, raw: bytes, fds: Sequence[int]) -> bool:
+        try:
+            if fds:
+                socket.send_fds(self._socket, [raw], list(fds))
+            else:
+                self._socket.send(raw)
+        except BlockingIOError:
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the other end is gone; its end-of-file says so in its turn
+        return True
+
+    def _ready(self, events: int) -> None:
+        if events & WRITE and self._waiting:
+            while self._waiting and self._try(*self._waiting[0]):
+                for fd in self._waiting.popleft()[1]:
+                    os.close(fd)
+            if not self._waiting and self._open:
+                self._loop.watch(self._socket.fileno(), self._ready)
+        for _ in range(32):
+            if not self._open:
+                return
+            try:
+                raw, fds, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE, MAX_FDS)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                raw, fds = b"", []
+            if not raw:
+                self.close()
+                self._on_end()
+                return
+            message = msgpack.unpackb(raw)
+            if message["t"] == _IN_MEMORY:
+                with open(fds[0], "rb") as memory:
+                    memory.seek(0)
+                    message, fds = msgpack.unpackb(memory.read()), []
+            self._handler(message, fds)
+
+    def take_over(self) -> socket.socket:
+        """The bare socket, blocking, for an owner that leaves the loop. This object is of no use afterwards."""
+        self._open = False
+        self._loop.unwatch(self._socket.fileno())
+        self._socket.setblocking(True)
+        return self._socket
+
+    @property
+    def backlog(self) -> int:
+        """Messages that wait for room in the socket."""
+        return len(self._waiting)
+
+    def close(self) -> None:
+        """Close this end: the other one sees end-of-file."""
+        if self._open:
+            self._open = False
+            self._loop.unwatch(self._socket.fileno())
+            self._socket.close()
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends, close-on-exec."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (near, far):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MAX_MESSAGE)
+    return near, far
