@@ -1,0 +1,68 @@
+"""The hypercalls: one table says for each call its privilege, its input block and its handler. No I/O.
+
+Anything a partition can send is answered with a status, and every call ends in exactly one
+:class:`~vmbus_emu.hypervisor.core.Reply`: now, or for StartVirtualProcessor when the machine has answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import Struct
+
+from vmbus_emu.hypervisor import lifecycle, memory, synic
+from vmbus_emu.hypervisor.core import Effect, Hypervisor, Reply, Request, Result
+from vmbus_emu.hypervisor.tables import Vp
+from vmbus_emu.protocol import hypercall as hv
+from vmbus_emu.protocol.hypercall import Code, HvStatus, Privilege
+
+Handler = Callable[[Hypervisor, Request, list[Effect]], Result | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    privilege: Privilege
+    layout: Struct
+    handler: Handler
+
+
+CALLS: dict[int, Call] = {
+    Code.CREATE_PARTITION: Call(Privilege.CREATE_PARTITIONS, hv.CREATE_PARTITION, lifecycle.create_partition),
+    Code.INITIALIZE_PARTITION: Call(Privilege.CREATE_PARTITIONS, hv.PARTITION_ID, lifecycle.initialize),
+    Code.FINALIZE_PARTITION: Call(Privilege.CREATE_PARTITIONS, hv.PARTITION_ID, lifecycle.finalize),
+    Code.DELETE_PARTITION: Call(Privilege.CREATE_PARTITIONS, hv.PARTITION_ID, lifecycle.delete_partition),
+    Code.GET_PARTITION_PROPERTY: Call(Privilege.ACCESS_PARTITION_ID, hv.GET_PROPERTY, lifecycle.get_property),
+    Code.GET_PARTITION_ID: Call(Privilege.ACCESS_PARTITION_ID, Struct(""), lifecycle.get_partition_id),
+    Code.MAP_GPA_PAGES: Call(Privilege.ACCESS_MEMORY_POOL, hv.GRANT, memory.map_pages),
+    Code.UNMAP_GPA_PAGES: Call(Privilege.ACCESS_MEMORY_POOL, hv.GRANT, memory.unmap_pages),
+    Code.DELETE_PORT: Call(Privilege.CREATE_PORT, hv.DELETE_PORT, synic.delete_port),
+    Code.DISCONNECT_PORT: Call(Privilege.CONNECT_PORT, hv.DISCONNECT_PORT, synic.disconnect),
+    Code.POST_MESSAGE: Call(Privilege.POST_MESSAGES, hv.POST_MESSAGE, synic.post_message),
+    Code.SIGNAL_EVENT: Call(Privilege.SIGNAL_EVENTS, hv.SIGNAL_EVENT, synic.signal_event),
+    Code.CREATE_PORT: Call(Privilege.CREATE_PORT, hv.CREATE_PORT, synic.create_port),
+    Code.CONNECT_PORT: Call(Privilege.CONNECT_PORT, hv.CONNECT_PORT, synic.connect_port),
+    Code.START_VIRTUAL_PROCESSOR: Call(Privilege.CREATE_PARTITIONS, hv.START_VP, lifecycle.start_vp),
+}
+
+
+def execute(hypervisor: Hypervisor, caller: Vp, sequence: int, control: int, block: bytes) -> list[Effect]:
+    """One call of ``caller``: input control word and input block (protocol sheet 1.2), and what comes of it."""
+    hypervisor.hypercalls += 1
+    effects: list[Effect] = []
+    code = hv.call_code(control)
+    call = CALLS.get(code) if code is not None else None
+    answer: Result | None
+    if call is None:
+        answer = HvStatus.INVALID_HYPERCALL_CODE, b""
+    elif call.privilege & ~hypervisor.partitions[caller[0]].privileges:
+        answer = HvStatus.ACCESS_DENIED, b""
+    elif len(block) < call.layout.size:
+        answer = HvStatus.INVALID_HYPERCALL_INPUT, b""
+    else:
+        request = Request(caller, sequence, block, call.layout.unpack_from(block))
+        answer = call.handler(hypervisor, request, effects)
+    if answer is not None:
+        status, output = answer
+        hypervisor.refused += status is not HvStatus.SUCCESS
+        effects.append(Reply(caller, sequence, status, output))
+    return effects

@@ -1,0 +1,49 @@
+"""Memory grants: which partition may map which pages of another one's I/O memory."""
+
+from __future__ import annotations
+
+from vmbus_emu.hypervisor.core import Effect, HandOut, Hypervisor, Request, Result
+from vmbus_emu.hypervisor.tables import Grant
+from vmbus_emu.protocol import hypercall as hv
+from vmbus_emu.protocol.hypercall import Access, HvStatus
+
+MAX_GRANTS = 64             # per owner
+
+
+def _grant_of(hypervisor: Hypervisor, call: Request) -> Grant | HvStatus:
+    owner = hypervisor.target(call.caller, call.args[0])
+    grantee = hypervisor.partitions.get(call.args[1])
+    if owner is None or grantee is None or owner is grantee:
+        return HvStatus.INVALID_PARTITION_ID
+    if grantee.number != call.caller[0] and grantee.parent != call.caller[0]:
+        return HvStatus.INVALID_PARTITION_ID
+    _, _, gpa, pages, access = call.args
+    memory = owner.memory
+    if memory is None or pages == 0 or gpa % hv.PAGE or access not in (1, 2, 3):
+        return HvStatus.INVALID_PARAMETER
+    if gpa < memory.gpa or gpa + pages * hv.PAGE > memory.gpa + memory.pages * hv.PAGE:
+        return HvStatus.INVALID_PARAMETER
+    return Grant(owner.number, grantee.number, gpa, pages, Access(access))
+
+
+def map_pages(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Result:
+    grant = _grant_of(hypervisor, call)
+    if isinstance(grant, HvStatus):
+        return grant, b""
+    if sum(g.owner == grant.owner for g in hypervisor.grants) >= MAX_GRANTS:
+        return HvStatus.INSUFFICIENT_MEMORY, b""
+    if grant in hypervisor.grants:
+        return HvStatus.OBJECT_IN_USE, b""
+    hypervisor.grants.add(grant)
+    out.append(HandOut(grant))
+    return HvStatus.SUCCESS, b""
+
+
+def unmap_pages(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Result:
+    grant = _grant_of(hypervisor, call)
+    if isinstance(grant, HvStatus):
+        return grant, b""
+    if grant not in hypervisor.grants:
+        return HvStatus.NOT_FOUND, b""
+    hypervisor.grants.remove(grant)
+    return HvStatus.SUCCESS, b""
