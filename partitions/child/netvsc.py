@@ -1,0 +1,385 @@
+"""netvsc: the guest's network adapter, a ``NetworkPort`` whose other end is a netvsp behind a VMBus channel.
+
+The guest's bus driver makes one :class:`NetVsc` per adapter, opens the channel, lends it a receive buffer,
+and calls :meth:`NetVsc.attach`; when the channel goes it calls :meth:`NetVsc.detach`, and after a re-offer
+``attach`` again with the new channel. The guest's network stack sees one port all the time.
+
+While there is no channel the adapter is a cable with nobody at the other end: frames are accepted, lost and
+counted, as on a wire. Nothing is ever resubmitted (protocol sheet 4; design rule 7). A transaction id is
+used once in the life of the adapter, so an old answer cannot be taken for a new one.
+
+The host is trusted with more than a guest is, and still checked: what breaks the protocol's framing ends the
+channel with a reason, a bad RNDIS message in a good packet is counted.
+
+Longer than most files here, because the port and one incarnation of its link read best side by side:
+:class:`NetVsc` is what stays, :class:`_Link` what ends with a channel.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from vmbus_emu.channel import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, TRANSFER_PAGES, Channel
+from vmbus_emu.device import (
+    DEFAULT_MTU,
+    ETHERNET_HEADER,
+    MIN_FRAME,
+    QUEUE_DEPTH,
+    Buffer,
+    PortInfo,
+    PortStats,
+    Receiver,
+    Status,
+)
+from vmbus_emu.loop import Loop
+from vmbus_emu.protocol import nvsp, rndis
+from vmbus_emu.task import Future, Task
+
+#: Frames on their way to the host; one more is BUSY.
+MAX_SENDS = QUEUE_DEPTH
+#: The longest frame this adapter can take; the host answers with what its port can.
+MAX_FRAME = nvsp.MAX_CONFIG_MTU
+_FILTER = rndis.FILTER_DIRECTED | rndis.FILTER_MULTICAST | rndis.FILTER_BROADCAST
+_WORD = struct.Struct("<I")
+_NDIS_6_1, _NDIS_6_30 = nvsp.NdisVersion(6, 1), nvsp.NdisVersion(6, 30)
+_NEWER = 0x50000
+_UNPLUGGED = PortInfo(bytes(6), DEFAULT_MTU)
+
+
+class NetVsc:
+    """A ``NetworkPort`` over whatever channel is attached."""
+
+    def __init__(self, loop: Loop, name: str, log: Callable[[str], Any]) -> None:
+        """``name`` is the adapter's inside the guest (``nic0``); ``log`` takes one line for the guest's log."""
+        self.name = name
+        self.log = log
+        self.loop = loop
+        self.malformed = 0      #: RNDIS messages from the host that made no sense
+        self.ignored = 0        #: messages from the host about things this adapter does not have
+        self.link_up = False    #: what the host last said of the cable
+        self.transactions = itertools.count(1)
+        self._info = _UNPLUGGED
+        self._link: _Link | None = None
+        self._gone = False
+        self._starved = False   # somebody got BUSY and waits for on_ready
+        self._receiver: Receiver | None = None
+        self._on_ready: Callable[[], None] | None = None
+        self._tx_frames = self._tx_bytes = self._tx_drops = 0
+        self._rx_frames = self._rx_bytes = self._rx_drops = 0
+        self._last_io = 0.0
+
+    # -- the guest's side -------------------------------------------------------------------------
+
+    @property
+    def info(self) -> PortInfo:
+        """The address and MTU the host gave; all zeros and 1500 before the first successful :meth:`attach`."""
+        return self._info
+
+    def transmit(self, frame: Buffer) -> Status:
+        if self._gone:
+            return Status.GONE
+        length = len(frame)
+        if not MIN_FRAME <= length <= self._info.max_frame:
+            return Status.INVALID
+        link = self._link
+        if link is None or not link.running or link.channel.closed:
+            self._tx_drops += 1
+            return Status.OK
+        sends = link.sends
+        if len(sends) >= MAX_SENDS:
+            self._starved = True
+            return Status.BUSY
+        transaction_id = next(self.transactions)
+        data = rndis.pack_frame(frame)
+        if not link.channel.send(GPA_DIRECT, COMPLETION_REQUESTED, transaction_id, nvsp.DATA_PACKET, data):
+            if sends:
+                self._starved = True
+                return Status.BUSY
+            self._tx_drops += 1  # nothing is on its way, so nothing would ever call on_ready
+            return Status.OK
+        sends.add(transaction_id)
+        self._tx_frames += 1
+        self._tx_bytes += length
+        self._last_io = self.loop.now
+        return Status.OK
+
+    def connect(self, receiver: Receiver, on_ready: Callable[[], None] | None = None) -> None:
+        self._receiver = receiver
+        self._on_ready = on_ready
+
+    def stats(self) -> PortStats:
+        return PortStats(
+            tx_frames=self._tx_frames, tx_bytes=self._tx_bytes, tx_drops=self._tx_drops,
+            rx_frames=self._rx_frames, rx_bytes=self._rx_bytes, rx_drops=self._rx_drops,
+            outstanding=0 if self._link is None else len(self._link.sends), last_io=self._last_io,
+        )
+
+    # -- the bus driver's side --------------------------------------------------------------------
+
+    def attach(self, channel: Channel, receive_gpadl: int, receive_bytes: int) -> Future[bool]:
+        """Bring the adapter up over ``channel``. ``receive_gpadl`` names ``receive_bytes`` of memory lent to the host.
+
+        Resolves to whether frames can flow. A failure leaves the adapter unplugged. There is no deadline: who
+        watches the host calls :meth:`detach` when the host is not heard of any more. ``channel.on_failed``
+        stays the caller's, who calls :meth:`detach` from it.
+        """
+        self.detach()
+        outcome: Future[bool] = Future()
+        if self._gone:
+            outcome.resolve(False)
+        else:
+            self._link = _Link(self, channel, receive_gpadl, receive_bytes, outcome)
+        return outcome
+
+    def detach(self) -> None:
+        """The channel is gone. Frames on their way are lost and counted. Idempotent."""
+        link, self._link = self._link, None
+        if link is None:
+            return
+        self.link_up = False
+        self._tx_drops += len(link.sends)
+        link.stop()
+        self._ready()
+
+    def give_up(self) -> None:
+        """There will be no other channel: from now on :meth:`transmit` says GONE."""
+        self._gone = True
+        self.detach()
+        self._ready()
+
+    # -- called by the link -----------------------------------------------------------------------
+
+    def plugged(self, info: PortInfo, link_up: bool) -> None:
+        self._info = info
+        self.link_up = link_up
+
+    def sent(self, ok: bool) -> None:
+        """A frame's packet was completed."""
+        if not ok:
+            self._tx_drops += 1
+        if self._starved:
+            self._ready()
+
+    def received(self, frame: memoryview) -> None:
+        if self._receiver is None or len(frame) < MIN_FRAME or not self._receiver(frame):
+            self._rx_drops += 1
+            return
+        self._rx_frames += 1
+        self._rx_bytes += len(frame)
+        self._last_io = self.loop.now
+
+    def _ready(self) -> None:
+        if self._starved:
+            self._starved = False
+            if self._on_ready is not None:
+                self._on_ready()
+
+
+class _Link:
+    """One incarnation of the connection: a channel, the handshake on it, and what is outstanding on it."""
+
+    def __init__(
+        self, adapter: NetVsc, channel: Channel, receive_gpadl: int, receive_bytes: int, outcome: Future[bool]
+    ) -> None:
+        self.channel = channel
+        self.running = False
+        self._stopped = False
+        self.sends: set[int] = set()                                # transaction ids of data packets
+        self._adapter = adapter
+        self._receive_gpadl = receive_gpadl
+        self._receive_bytes = receive_bytes
+        self._outcome = outcome
+        self._awaited: dict[int, Future[bytes]] = {}                # transaction id -> completion's bytes
+        self._requests: dict[int, Future[rndis.Message | None]] = {}  # RNDIS request id -> answer
+        channel.on_packet = self._packet
+        self._handshake = Task(adapter.loop, self._bring_up())
+        self._handshake.then(self._brought_up)
+
+    def stop(self) -> None:
+        """No more of this link: late packets are ignored, the handshake ends unsuccessfully."""
+        self._stopped = True
+        self.running = False
+        self.channel.on_packet = lambda *packet: None
+        self._handshake.cancel()
+        self._outcome.resolve(False)
+
+    def _fail(self, reason: str) -> None:
+        if self._stopped:  # the handshake may take one more step after stop()
+            return
+        self._adapter.log(f"{self._adapter.name}: {reason}")
+        self.running = False
+        self._outcome.resolve(False)
+        self.channel.fail(reason)
+
+    # -- the handshake (protocol sheet 4.1: sequence) ---------------------------------------------
+
+    def _brought_up(self, handshake: Future[bool]) -> None:
+        if not self._outcome.done:  # else stopped or failed meanwhile, and the task may hold its cancellation
+            self._outcome.resolve(handshake.result())
+
+    async def _bring_up(self) -> bool:
+        version = await self._agree_on_version()
+        if version is None:
+            self._adapter.log(f"{self._adapter.name}: the host speaks no NVSP version known here")
+            return False
+        self._tell(nvsp.NdisConfig(MAX_FRAME, 0, 0))
+        self._tell(_NDIS_6_30 if version >= _NEWER else _NDIS_6_1)
+        reply = await self._ask(nvsp.SendReceiveBuffer(self._receive_gpadl, nvsp.RECEIVE_BUFFER_ID))
+        if not isinstance(reply, nvsp.ReceiveBufferComplete) or reply.status != nvsp.Status.SUCCESS:
+            self._adapter.log(f"{self._adapter.name}: the host refused the receive buffer")
+            return False
+        return await self._set_up_rndis()
+
+    async def _agree_on_version(self) -> int | None:
+        for version in nvsp.VERSIONS:
+            reply = await self._ask(nvsp.Init(version, version))
+            if not isinstance(reply, nvsp.InitComplete):
+                return None
+            if reply.status == nvsp.Status.SUCCESS:
+                return version
+        return None
+
+    async def _set_up_rndis(self) -> bool:
+        request_id = next(self._adapter.transactions)
+        reply = await self._request(rndis.Initialize(request_id, *rndis.VERSION, rndis.MAX_TRANSFER_SIZE))
+        if not isinstance(reply, rndis.InitializeComplete) or reply.status != rndis.SUCCESS:
+            self._adapter.log(f"{self._adapter.name}: the host's RNDIS device does not initialize")
+            return False
+        mac = await self._query(rndis.OID_PERMANENT_MAC, 6)
+        mtu = await self._query(rndis.OID_MAXIMUM_FRAME_SIZE, 4)
+        media = await self._query(rndis.OID_MEDIA_CONNECT, 4)
+        if mac is None or mtu is None or media is None:
+            self._adapter.log(f"{self._adapter.name}: the host does not say what the adapter is")
+            return False
+        if self._stopped:
+            return False
+        mtu_bytes = min(_WORD.unpack(mtu)[0], MAX_FRAME - ETHERNET_HEADER)
+        self._adapter.plugged(PortInfo(mac, mtu_bytes), _WORD.unpack(media)[0] == 0)
+        request_id = next(self._adapter.transactions)
+        request = self._request(rndis.Set(request_id, rndis.OID_PACKET_FILTER, info=_WORD.pack(_FILTER)))
+        self.running = True  # a channel keeps its order: frames sent from now on find the filter set
+        answer = await request
+        if not isinstance(answer, rndis.SetComplete) or answer.status != rndis.SUCCESS:
+            self._adapter.log(f"{self._adapter.name}: the host refused the packet filter")
+            self.running = False
+            return False
+        return True
+
+    async def _query(self, oid: int, nbytes: int) -> bytes | None:
+        """The value of ``oid``, exactly ``nbytes`` long, or ``None``."""
+        reply = await self._request(rndis.Query(next(self._adapter.transactions), oid))
+        if isinstance(reply, rndis.QueryComplete) and reply.status == rndis.SUCCESS and len(reply.info) == nbytes:
+            return reply.info
+        return None
+
+    def _tell(self, message: nvsp.Message) -> None:
+        if not self.channel.send(IN_BAND, 0, 0, nvsp.encode(message)):
+            self._fail("no room in the channel for the handshake")
+
+    async def _ask(self, message: nvsp.Message) -> nvsp.Message | None:
+        """Send an NVSP message that has a completion; what the completion says."""
+        transaction_id = next(self._adapter.transactions)
+        completion = self._awaited[transaction_id] = Future()
+        if not self.channel.send(IN_BAND, COMPLETION_REQUESTED, transaction_id, nvsp.encode(message)):
+            self._fail("no room in the channel for the handshake")
+        return nvsp.decode(await completion)
+
+    def _request(self, message: rndis.Initialize | rndis.Query | rndis.Set) -> Future[rndis.Message | None]:
+        """Send an RNDIS control message; its answer, or ``None`` when the host would not take it."""
+        answer = self._requests[message.request_id] = Future()
+        transaction_id = next(self._adapter.transactions)
+        completion = self._awaited[transaction_id] = Future()
+
+        def taken(completed: Future[bytes]) -> None:
+            reply = nvsp.decode(completed.result())
+            if not isinstance(reply, nvsp.RndisPacketComplete) or reply.status != nvsp.Status.SUCCESS:
+                self._requests.pop(message.request_id, None)
+                answer.resolve(None)
+
+        completion.then(taken)
+        data = rndis.encode(message)
+        if not self.channel.send(GPA_DIRECT, COMPLETION_REQUESTED, transaction_id, nvsp.CONTROL_PACKET, data):
+            self._fail("no room in the channel for the handshake")
+        return answer
+
+    # -- from the host ----------------------------------------------------------------------------
+
+    def _packet(self, packet_type: int, flags: int, transaction_id: int, message: bytes, data: Buffer | None) -> None:
+        if packet_type == COMPLETION:
+            self._completed(transaction_id, message)
+        elif packet_type == TRANSFER_PAGES:
+            self._received(flags, transaction_id, message, data)
+        elif packet_type == IN_BAND and isinstance(nvsp.decode(message), nvsp.VfAssociation | nvsp.IndirectionTable):
+            self._adapter.ignored += 1
+        else:
+            self._fail("a packet that no host sends")
+
+    def _completed(self, transaction_id: int, message: bytes) -> None:
+        if transaction_id in self.sends:
+            if len(message) < nvsp.COMPLETE_HEAD.size:
+                self._fail("malformed completion")
+                return
+            number, status = nvsp.COMPLETE_HEAD.unpack_from(message)
+            if number != nvsp.RNDIS_PACKET_COMPLETE:
+                self._fail("malformed completion")
+                return
+            self.sends.remove(transaction_id)
+            self._adapter.sent(status == nvsp.Status.SUCCESS)
+            return
+        awaited = self._awaited.pop(transaction_id, None)
+        if awaited is None:
+            self._fail(f"completion of {transaction_id}, which is not outstanding")
+            return
+        awaited.resolve(message)
+
+    def _received(self, flags: int, transaction_id: int, message: bytes, data: Buffer | None) -> None:
+        """RNDIS messages in the receive buffer; what they occupy is the host's again with the completion."""
+        unpacked = nvsp.unpack_ranges(message, self._receive_bytes)
+        if unpacked is None or data is None:
+            self._fail("malformed transfer-page packet")
+            return
+        channel_type, ranges = unpacked
+        if sum(byte_count for byte_count, _ in ranges) != len(data):
+            self._fail("transfer-page ranges and data differ")
+            return
+        view = memoryview(data)
+        start = 0
+        for byte_count, _ in ranges:
+            part = view[start : start + byte_count]
+            start += byte_count
+            if channel_type == nvsp.CONTROL_CHANNEL:
+                self._answered(part)
+                continue
+            frames = rndis.frames(part)
+            if frames is None:
+                self._adapter.malformed += 1
+                continue
+            for frame in frames:
+                self._adapter.received(frame)
+        if flags & COMPLETION_REQUESTED and not self.channel.send(
+            COMPLETION, 0, transaction_id, nvsp.COMPLETE[nvsp.Status.SUCCESS]
+        ):
+            self._fail("no room in the channel for a completion")  # the host would lack this credit for ever
+
+    def _answered(self, part: memoryview) -> None:
+        match answer := rndis.decode(part):
+            case (
+                rndis.InitializeComplete() | rndis.QueryComplete() | rndis.SetComplete()
+                | rndis.SetExComplete() | rndis.KeepaliveComplete()
+            ):
+                request = self._requests.pop(answer.request_id, None)
+                if request is None:
+                    self._adapter.malformed += 1
+                else:
+                    request.resolve(answer)
+            case rndis.Indicate(rndis.MEDIA_CONNECT):
+                self._adapter.link_up = True
+            case rndis.Indicate(rndis.MEDIA_DISCONNECT):
+                self._adapter.link_up = False
+            case rndis.Indicate():
+                self._adapter.ignored += 1
+            case _:
+                self._adapter.malformed += 1
