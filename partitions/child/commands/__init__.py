@@ -1,0 +1,76 @@
+"""The guest's commands, as a table. A command is ``async def (session, arguments) -> exit status``.
+
+Streams are bytes. Status 0 is success, 1 failure, 2 wrong usage. Modules are loaded when first needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from partitions.child.commands import network, storage, system
+from partitions.child.console import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    name: str
+    usage: str
+    summary: str
+    run: Callable[[Session, list[str]], Awaitable[int]]
+
+
+async def _help(session: Session, arguments: list[str]) -> int:
+    if arguments and (command := find(arguments[0])) is not None:
+        await session.print(f"usage: {command.usage}\n{command.summary}")
+        return 0
+    for command in COMMANDS.values():
+        await session.print(f"{command.name:10} {command.summary}")
+    await session.print("\nCOMMAND --help says how to use one. Sizes take k, M and G (of 1024).")
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        Command("help", "help [COMMAND]", "list the commands, or explain one", _help),
+        Command("ping", "ping [-c COUNT] [-i SECONDS] [-s BYTES] [-W SECONDS] [-q] HOST",
+                "send ICMP echo requests to a host and time the replies", network.ping),
+        Command("fping", "fping [-c COUNT] [-W SECONDS] HOST...",
+                "ping many hosts, one line for each", network.fping),
+        Command("arp", "arp", "list the known neighbours", network.arp),
+        Command("ip", "ip [-s]", "show the network interfaces; -s: with counters", network.ip),
+        Command("hosts", "hosts", "list the host names this guest knows", network.hosts),
+        Command("sha256", "sha256 DISK", "read a whole disk and print its SHA-256", storage.sha256),
+        Command("dd", "dd if=DISK|- of=DISK|-|null [bs=SIZE] [count=N] [skip=N] [seek=N] [conv=fsync]",
+                "copy blocks between disks, standard input and standard output", storage.dd),
+        Command("read", "read DISK OFFSET LENGTH", "write bytes of a disk to standard output", storage.read),
+        Command("write", "write DISK OFFSET [TEXT]",
+                "write standard input, or TEXT, to a disk at a byte offset", storage.write),
+        Command("hexdump", "hexdump DISK [OFFSET [LENGTH]]", "show bytes of a disk", storage.hexdump),
+        Command("sync", "sync [DISK]", "make everything that was written durable", storage.sync),
+        Command("discard", "discard DISK OFFSET LENGTH",
+                "give blocks back (UNMAP); they read as zeros afterwards", storage.discard),
+        Command("null", "null DISK [COUNT]", "send null requests (TEST UNIT READY) and time them", storage.null),
+        Command("inquiry", "inquiry DISK [PAGE]",
+                "SCSI INQUIRY: identity, or a vital product data page (00 80 83 b0 b1 b2)", storage.inquiry),
+        Command("lsblk", "lsblk", "list the disks", storage.lsblk),
+        Command("iostat", "iostat", "requests, bytes and errors of each disk", storage.iostat),
+        Command("lsvmbus", "lsvmbus", "list the VMBus channels", system.lsvmbus),
+        Command("dmesg", "dmesg", "show the kernel log", system.dmesg),
+        Command("hostname", "hostname", "print this guest's name", system.hostname),
+        Command("uptime", "uptime", "print how long this guest has been running", system.uptime),
+        Command("uname", "uname", "say what this is", system.uname),
+        Command("free", "free", "print the memory of this guest and of the process that carries it", system.free),
+        Command("echo", "echo [WORD...]", "print the words", system.echo),
+        Command("cat", "cat", "copy standard input to standard output", system.cat),
+        Command("sleep", "sleep SECONDS", "do nothing for a while", system.sleep),
+        Command("true", "true", "succeed", system.true),
+        Command("false", "false", "fail", system.false),
+    )
+}
+
+
+def find(name: str) -> Command | None:
+    """The command of that name."""
+    return COMMANDS.get(name)

@@ -1,0 +1,74 @@
+"""A child partition's process: one virtual processor, the VMBus driver with its VSCs, and the guest above them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from partitions.child import commands
+from partitions.child.bus import BusDriver
+from partitions.child.guest import Guest
+from partitions.child.netvsc import NetVsc
+from partitions.child.storvsc import StorVsc
+from vmbus_emu.lifeline import Message
+from vmbus_emu.node import Node
+from vmbus_emu.vp import VirtualProcessor
+
+#: Loaded with this module, so that a zygote shares the commands' code between all VMs.
+_SHARED = (commands,)
+
+
+class ChildProcess:
+    """The component of a VM."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._guest: Guest | None = None
+        self._told = False
+
+    def start(self, config: Message) -> None:
+        node = self._node
+        (guest,) = config["guests"]
+        disks = {name: StorVsc(node.loop, name, self._kernel_log) for name in guest["disks"]}
+        nics = {name: NetVsc(node.loop, name, self._kernel_log) for name in guest["nics"]}
+        self._guest = Guest(node.loop, guest, disks, nics, node.lifeline.send, node.log)
+        vp = VirtualProcessor(node.loop, node.context)
+        bus = BusDriver(
+            node.loop,
+            node.context,
+            vp,
+            config["channels"],
+            {guest["disks"][name]: disk for name, disk in disks.items()},
+            {guest["nics"][name]: nic for name, nic in nics.items()},
+            guest["io_memory"]["gpa"],
+            guest["vmbus_version"],
+            self._kernel_log,
+            self._bus_ready,
+        )
+        self._guest.bus_listing = bus.listing
+        vp.connect(config["socket"])
+        if disks or nics:
+            bus.start()
+        else:
+            self._bus_ready(True, "")
+
+    def _kernel_log(self, text: str) -> None:
+        assert self._guest is not None
+        self._guest.kernel_log(text)
+
+    def _bus_ready(self, ok: bool, why: str) -> None:
+        assert self._guest is not None
+        if self._told:
+            return
+        self._told = True
+        if ok:
+            self._guest.announce_devices()
+            self._node.ready(self._node.name)
+        else:
+            self._node.lifeline.send({"t": "not_started", "component": self._node.name, "why": why})
+
+    def handle(self, message: Message, fds: list[int]) -> None:
+        if self._guest is not None and "session" in message:
+            self._guest.console.handle(message)
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        return {} if self._guest is None else {self._node.name: self._guest.stats()}
