@@ -1,0 +1,55 @@
+"""netvsp as a component: the virtual switches, and a port for every VM's NIC behind a session on its own channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from partitions.parent.netvsp import NetVspSession
+from partitions.parent.vsp import Device, Vsp
+from vmbus_emu.channel import Channel
+from vmbus_emu.device import NetworkPort
+from vmbus_emu.node import Node, load
+from vmbus_emu.protocol import guids
+
+
+class NetworkVsp(Vsp):
+    INTERFACE = guids.NETWORK
+    PREFIX = "nt"
+
+    def __init__(self, node: Node, config: dict[str, Any]) -> None:
+        super().__init__(node, config)
+        network = config["netvsp"]
+        driver = load(network["driver"])
+        self._switches = {name: driver(name) for name in network["switches"]}
+        self._ports: dict[int, NetworkPort] = {}
+        self._sessions: dict[int, NetVspSession] = {}
+        for port in network["ports"]:
+            device = self.add(port["vm"], port["device"], port["instance"])
+            switch = self._switches[port["switch"]]
+            self._ports[device.key] = switch.port(f"{port['vm']}.{port['device']}", port["mac"])
+
+    def open_session(self, device: Device, channel: Channel) -> None:
+        self._sessions[device.key] = NetVspSession(channel, self._ports[device.key], device.gpadls)
+
+    def close_session(self, device: Device, closed: Callable[[], Any]) -> None:
+        self._sessions[device.key].close()
+        closed()
+
+    def stats(self) -> Mapping[str, Any]:
+        ports = [port.stats() for port in self._ports.values()]
+        sessions = [session.stats() for session in self._sessions.values()]
+        return {
+            "io": sum(p.tx_frames + p.rx_frames for p in ports),
+            "last_io": max((p.last_io for p in ports), default=0.0),
+            "counters": {
+                "channels": sum(device.channel is not None for device in self._devices.values()),
+                "frames_in": sum(p.tx_frames for p in ports),
+                "frames_out": sum(p.rx_frames for p in ports),
+                "drops": sum(p.tx_drops + p.rx_drops for p in ports),
+                "addresses": sum(len(switch.table()) for switch in self._switches.values()),
+                "spoofed": sum(s.tx_spoofed for s in sessions),
+                "invalid_rndis": sum(s.invalid_rndis for s in sessions),
+                "protocol_errors": self._protocol_errors,
+            },
+        }

@@ -1,0 +1,348 @@
+"""The VMBus provider: one connection per child partition, and the VSPs' devices offered on them.
+
+It carries out the effects of :class:`vmbus_emu.vmbus.server.Connection`: messages to the child go out as SynIC
+messages, requests to a device go to its VSP, wherever that lives. Management tells it of each new partition
+(``attach``); it then makes the ports and connections that the child is not privileged to make (protocol sheet
+1.4). Who a message is from is the port it arrived at: every partition has one of its own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+from uuid import UUID
+
+from partitions.parent.vsplink import (
+    MANAGEMENT_TO_PROVIDER,
+    TO_PROVIDER,
+    RemoteVsp,
+    VspSide,
+    dispatch,
+    encode,
+)
+from vmbus_emu.loop import Loop
+from vmbus_emu.protocol import hypercall as hv
+from vmbus_emu.protocol.hypercall import Code, HvStatus, PortType, Property, SynicMessage
+from vmbus_emu.protocol.vmbus import version_text
+from vmbus_emu.task import Task
+from vmbus_emu.vmbus import effects as fx
+from vmbus_emu.vmbus.server import Connection
+from vmbus_emu.vp import VirtualProcessor
+
+MANAGEMENT_CONNECTION = 0x10        # management -> provider, and the port it leads to
+MANAGEMENT_ANSWERS = 0x11           # provider -> management
+#: Port and connection numbers in the root for partition N are this + N.
+FIRST_PARTITION_PORT = 0x1000
+#: The number of a VSP partition's own port, and of its connection to the provider.
+CONTROL_PORT = 0x10
+CHILD_PORT = 1
+
+#: Messages that may wait for a child to take them; a child that takes none is cut off.
+MAX_BACKLOG = 512
+#: Refusals of one guest that are written to the log; the rest are only counted.
+LOGGED_REFUSALS = 20
+
+
+@dataclass(slots=True)
+class _Device:
+    """One offer of a VSP."""
+
+    vsp: str
+    key: int
+    vm: str
+    offer: fx.Offer
+    guest: _Guest | None = None
+    relid: int = 0
+    #: Taken back by its VSP; kept until the guest has let go of the channel.
+    revoked: bool = False
+
+
+@dataclass(slots=True)
+class _Guest:
+    """One child partition. ``pid`` is 0 until asked for; messages wait until it is known."""
+
+    name: str
+    partition: int
+    connection: Connection = field(default_factory=Connection)
+    devices: dict[int, _Device] = field(default_factory=dict)
+    pid: int = 0
+    waiting: list[bytes] = field(default_factory=list)
+    backlog: int = 0
+    refused: int = 0
+
+
+class Provider:
+    """``vsps`` are the VSPs in this process; those of other partitions come with their ``attach``."""
+
+    def __init__(self, loop: Loop, vp: VirtualProcessor, log: Callable[[str], Any]) -> None:
+        self._loop = loop
+        self._vp = vp
+        self._log = log
+        self._vsps: dict[str, VspSide] = {}
+        self._vsp_partitions: dict[int, str] = {}
+        self._guests: dict[int, _Guest] = {}
+        self._devices: dict[tuple[str, int], _Device] = {}
+        self._effects: deque[tuple[_Guest, fx.Effect]] = deque()
+        self._draining = False
+        self._strange = 0
+        vp.on_message = self._message
+
+    # -- start --------------------------------------------------------------------------------------
+
+    async def prepare(self) -> bool:
+        """Make the ports over which management reaches us. ``False`` if the hypervisor refused."""
+        made = [
+            await self._create_port(hv.PARTITION_ROOT, MANAGEMENT_CONNECTION, hv.PARTITION_ROOT, hv.SINT_CONTROL, 0),
+            await self._create_port(hv.PARTITION_ROOT, MANAGEMENT_ANSWERS, hv.PARTITION_ROOT, hv.SINT_CONTROL, 1),
+            await self._connect(hv.PARTITION_ROOT, MANAGEMENT_CONNECTION, hv.PARTITION_ROOT, MANAGEMENT_CONNECTION),
+            await self._connect(hv.PARTITION_ROOT, MANAGEMENT_ANSWERS, hv.PARTITION_ROOT, MANAGEMENT_ANSWERS),
+        ]
+        return all(status is HvStatus.SUCCESS for status in made)
+
+    def add_vsp(self, name: str, vsp: VspSide) -> VspFace:
+        """A VSP in this process; what it talks to."""
+        self._vsps[name] = vsp
+        return VspFace(self, name)
+
+    async def _create_port(self, owner: int, number: int, peer: int, sint: int, vp: int = 0) -> HvStatus:
+        block = hv.CREATE_PORT.pack(owner, number, 0, 0, 0, peer, PortType.MESSAGE, 0, sint, vp, 0, 0, 0, 0)
+        return (await self._vp.call(Code.CREATE_PORT, block))[0]
+
+    async def _connect(self, partition: int, number: int, owner: int, port: int) -> HvStatus:
+        block = hv.CONNECT_PORT.pack(partition, number, 0, owner, port, b"", 0)
+        return (await self._vp.call(Code.CONNECT_PORT, block))[0]
+
+    # -- partitions come and go -----------------------------------------------------------------------
+
+    def attach(self, partition: int, name: str, kind: str) -> None:
+        """Management created ``partition`` for component ``name``; ``kind`` is ``child`` or ``vsp``."""
+        Task(self._loop, self._attach(partition, name, kind))
+
+    async def _attach(self, partition: int, name: str, kind: str) -> None:
+        ours = FIRST_PARTITION_PORT + partition
+        child = kind == "child"
+        sint = hv.SINT_VMBUS if child else hv.SINT_CONTROL
+        port = CHILD_PORT if child else CONTROL_PORT
+        connections = (hv.CONNECTION_VMBUS_OLD, hv.CONNECTION_VMBUS) if child else (CONTROL_PORT,)
+        if child:
+            self._add_guest(_Guest(name, partition))
+        else:
+            self._vsp_partitions[partition] = name
+            self._vsps[name] = RemoteVsp(lambda payload: self._vp.post(ours, hv.MESSAGE_CONTROL, payload))
+        steps = [
+            self._create_port(hv.PARTITION_ROOT, ours, partition, sint),
+            *(self._connect(partition, number, hv.PARTITION_ROOT, ours) for number in connections),
+            self._create_port(partition, port, hv.PARTITION_ROOT, sint),
+            self._connect(hv.PARTITION_ROOT, ours, partition, port),
+        ]
+        made = [await step for step in steps]
+        ok = all(status is HvStatus.SUCCESS for status in made)
+        if not ok:
+            self._log(f"{name}: the hypervisor refused its ports: {[status.name for status in made]}")
+        self._vp.post(MANAGEMENT_ANSWERS, hv.MESSAGE_CONTROL, encode("attached", partition, ok))
+
+    def _add_guest(self, guest: _Guest) -> None:
+        self._guests[guest.partition] = guest
+        for device in self._devices.values():
+            if device.vm == guest.name and not device.revoked:
+                self._offer_to(guest, device)
+
+    def peer_died(self, name: str) -> None:
+        """The machine says that component ``name`` is dead: end its connection, or revoke its devices."""
+        for guest in self._guests.values():
+            if guest.name == name:
+                self._vp.disconnect(FIRST_PARTITION_PORT + guest.partition)
+                guest.pid = 0
+                guest.waiting.clear()
+                self._apply(guest, guest.connection.disconnect())
+        for partition, vsp in list(self._vsp_partitions.items()):
+            if vsp == name:
+                del self._vsp_partitions[partition]
+                self._vsps.pop(name, None)
+                for device in [d for d in self._devices.values() if d.vsp == name]:
+                    self.revoke(device.vsp, device.key, f"{name} died")
+
+    # -- messages -----------------------------------------------------------------------------------
+
+    def _message(self, sint: int, message: SynicMessage) -> None:
+        partition = message.port - FIRST_PARTITION_PORT
+        guest = self._guests.get(partition)
+        vsp = self._vsp_partitions.get(partition)
+        understood = False
+        if guest is not None and message.kind == hv.MESSAGE_VMBUS:
+            understood = True
+            self._from_guest(guest, message.payload)
+        elif vsp is not None and message.kind == hv.MESSAGE_CONTROL:
+            understood = dispatch(TO_PROVIDER, VspFace(self, vsp), message.payload)
+        elif message.port == MANAGEMENT_CONNECTION:
+            understood = dispatch(MANAGEMENT_TO_PROVIDER, self, message.payload)
+        self._strange += not understood
+
+    def _from_guest(self, guest: _Guest, payload: bytes) -> None:
+        if guest.pid:
+            self._apply(guest, guest.connection.receive(payload))
+            return
+        guest.waiting.append(payload)
+        if len(guest.waiting) == 1:
+            block = hv.GET_PROPERTY.pack(guest.partition, Property.PROCESS_ID)
+            asked = self._vp.call(Code.GET_PARTITION_PROPERTY, block)
+            asked.then(lambda future: self._pid_known(guest, *future.result()))
+        elif len(guest.waiting) > hv.MESSAGE_BUFFERS_PER_PORT:
+            guest.waiting.pop()
+            self._refused(guest, "too many messages before its process was known")
+
+    def _pid_known(self, guest: _Guest, status: HvStatus, output: bytes) -> None:
+        waiting, guest.waiting = guest.waiting, []
+        if status is HvStatus.SUCCESS:
+            guest.pid = hv.PROPERTY_VALUE.unpack_from(output)[0]
+            for payload in waiting:
+                self._apply(guest, guest.connection.receive(payload))
+
+    def _refused(self, guest: _Guest, reason: str) -> None:
+        guest.refused += 1
+        if guest.refused <= LOGGED_REFUSALS:
+            last = " (further ones are only counted)" if guest.refused == LOGGED_REFUSALS else ""
+            self._log(f"{guest.name}: refused: {reason}{last}")
+
+    # -- effects ------------------------------------------------------------------------------------
+
+    def _apply(self, guest: _Guest, effects: list[fx.Effect]) -> None:
+        """Carry effects out in order, also when a VSP answers within the call and so causes more of them."""
+        self._effects.extend((guest, effect) for effect in effects)
+        if self._draining:
+            return
+        self._draining = True
+        while self._effects:
+            self._carry_out(*self._effects.popleft())
+        self._draining = False
+
+    def _carry_out(self, guest: _Guest, effect: fx.Effect) -> None:
+        match effect:
+            case fx.Send(payload):
+                self._send(guest, payload)
+            case fx.OpenDevice(relid, ticket, request):
+                device = guest.devices[relid]
+                if (vsp := self._vsps.get(device.vsp)) is not None:
+                    vsp.open(device.key, ticket, guest.pid, request.open_id)
+            case fx.CloseDevice(relid, ticket):
+                device = guest.devices[relid]
+                if (vsp := self._vsps.get(device.vsp)) is not None:
+                    vsp.close(device.key, ticket)
+                else:
+                    self.closed(device.vsp, device.key, ticket)
+            case fx.AcceptGpadl(relid, gpadl, ticket, ranges):
+                device = guest.devices[relid]
+                if (vsp := self._vsps.get(device.vsp)) is not None:
+                    vsp.accept_gpadl(device.key, gpadl, ticket, sum(r.byte_count for r in ranges))
+            case fx.TearDownGpadl(relid, gpadl, ticket):
+                device = guest.devices[relid]
+                if (vsp := self._vsps.get(device.vsp)) is not None:
+                    vsp.tear_down_gpadl(device.key, gpadl, ticket)
+                else:
+                    self.gpadl_torn_down(device.vsp, device.key, gpadl, ticket)
+            case fx.Freed(relid):
+                device = guest.devices.pop(relid)
+                self._devices.pop((device.vsp, device.key), None)
+            case fx.Contacted(version, _, _, _):
+                self._log(f"{guest.name}: VMBus connection, version {version_text(version)}")
+            case fx.VersionRefused(version):
+                self._log(f"{guest.name}: version {version_text(version)} is not spoken here")
+            case fx.Refused(reason):
+                self._refused(guest, reason)
+            case fx.Unloaded() | fx.Disconnected():
+                self._log(f"{guest.name}: VMBus connection ended")
+            case _:
+                assert_never(effect)
+
+    def _send(self, guest: _Guest, payload: bytes) -> None:
+        if guest.backlog >= MAX_BACKLOG:  # it provokes answers and takes none
+            self._refused(guest, "does not take its messages")
+            return
+        guest.backlog += 1
+
+        def sent(future: Any) -> None:
+            guest.backlog -= 1
+
+        self._vp.post(FIRST_PARTITION_PORT + guest.partition, hv.MESSAGE_VMBUS, payload).then(sent)
+
+    # -- the VSPs' side (through VspFace) -------------------------------------------------------------
+
+    def offer(self, vsp: str, key: int, vm: str, interface: bytes, instance: bytes, user_data: bytes) -> None:
+        offer = fx.Offer(UUID(bytes_le=interface), UUID(bytes_le=instance), user_data)
+        device = self._devices[(vsp, key)] = _Device(vsp, key, vm, offer)
+        for guest in self._guests.values():
+            if guest.name == vm:
+                self._offer_to(guest, device)
+
+    def _offer_to(self, guest: _Guest, device: _Device) -> None:
+        relid, effects = guest.connection.offer(device.offer)
+        if relid:
+            device.guest, device.relid = guest, relid
+            guest.devices[relid] = device
+        self._apply(guest, effects)
+
+    def revoke(self, vsp: str, key: int, reason: str) -> None:
+        device = self._devices.get((vsp, key))
+        if device is not None and not device.revoked and device.guest is not None:
+            device.revoked = True
+            self._log(f"{device.vm}: channel {device.relid} revoked: {reason}")
+            self._apply(device.guest, device.guest.connection.revoke(device.relid))
+
+    def opened(self, vsp: str, key: int, ticket: int, ok: bool) -> None:
+        self._answer(vsp, key, lambda guest, relid: guest.connection.device_opened(relid, ticket, ok))
+
+    def closed(self, vsp: str, key: int, ticket: int) -> None:
+        self._answer(vsp, key, lambda guest, relid: guest.connection.device_closed(relid, ticket))
+
+    def gpadl_accepted(self, vsp: str, key: int, gpadl: int, ticket: int, ok: bool) -> None:
+        self._answer(vsp, key, lambda guest, relid: guest.connection.gpadl_accepted(relid, gpadl, ticket, ok))
+
+    def gpadl_torn_down(self, vsp: str, key: int, gpadl: int, ticket: int) -> None:
+        self._answer(vsp, key, lambda guest, relid: guest.connection.gpadl_torn_down(relid, gpadl, ticket))
+
+    def _answer(self, vsp: str, key: int, event: Callable[[_Guest, int], list[fx.Effect]]) -> None:
+        device = self._devices.get((vsp, key))
+        if device is not None and device.guest is not None:
+            self._apply(device.guest, event(device.guest, device.relid))
+
+    def stats(self) -> Mapping[str, Any]:
+        guests = self._guests.values()
+        totals: dict[str, Any] = {"connections": 0, "channels": 0, "gpadls": 0}
+        for guest in guests:
+            stats = guest.connection.stats()
+            totals["connections"] += stats.version != 0
+            totals["channels"] += stats.channels
+            totals["gpadls"] += stats.gpadls
+        totals["refused"] = sum(guest.refused for guest in guests)
+        totals["strange_messages"] = self._strange
+        totals["hypercalls"] = self._vp.hypercalls
+        totals["messages"] = self._vp.messages
+        return {"counters": totals}
+
+
+class VspFace:
+    """The provider as one VSP sees it (:class:`partitions.parent.vsplink.ProviderSide`)."""
+
+    def __init__(self, provider: Provider, vsp: str) -> None:
+        self._provider = provider
+        self._vsp = vsp
+
+    def offer(self, key: int, vm: str, interface: bytes, instance: bytes, user_data: bytes) -> None:
+        self._provider.offer(self._vsp, key, vm, interface, instance, user_data)
+
+    def revoke(self, key: int, reason: str) -> None:
+        self._provider.revoke(self._vsp, key, reason)
+
+    def opened(self, key: int, ticket: int, ok: bool) -> None:
+        self._provider.opened(self._vsp, key, ticket, ok)
+
+    def closed(self, key: int, ticket: int) -> None:
+        self._provider.closed(self._vsp, key, ticket)
+
+    def gpadl_accepted(self, key: int, gpadl: int, ticket: int, ok: bool) -> None:
+        self._provider.gpadl_accepted(self._vsp, key, gpadl, ticket, ok)
+
+    def gpadl_torn_down(self, key: int, gpadl: int, ticket: int) -> None:
+        self._provider.gpadl_torn_down(self._vsp, key, gpadl, ticket)
