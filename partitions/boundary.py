@@ -1,0 +1,151 @@
+"""The monolith's boundary between a VM and the host: the one object each guest's device access goes through.
+
+It holds what the architecture itself needs, so that drivers and guests stay as they are elsewhere:
+
+* **Whose bug it is.** An exception that rises out of a driver is the host's: :func:`panic` prints the reason and
+  the traceback and aborts the one process, whether it happened on a guest's thread or in an I/O worker. One that
+  rises in guest code never passes through here: completions run after the driver has returned.
+* **One lock per device** (per switch for the network), since guests are threads and drivers are lock-free.
+* **The hand-off** of completions and frames into the thread of the VM they are for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from vmbus_emu.device import (
+    BlockDevice,
+    BlockInfo,
+    BlockRequest,
+    BlockStats,
+    Buffer,
+    NetworkPort,
+    PortInfo,
+    PortStats,
+    Receiver,
+    Status,
+)
+from vmbus_emu.loop import Loop
+
+#: Frames that wait for a VM's thread; more are dropped and counted by the switch.
+INBOX_FRAMES = 256
+
+
+def panic(where: str) -> NoReturn:
+    """The end of the monolith: say why, on the console, and abort."""
+    sys.stderr.write(f"*** HOST PANIC in {where}: {sys.exc_info()[1]!r}\n")
+    traceback.print_exc()
+    sys.stderr.flush()
+    os.abort()
+
+
+class DeviceLock:
+    """One driver's lock, and the way back to it for the driver's I/O workers."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lock = threading.Lock()
+
+    def post(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        """Run a worker's completion as the driver may expect it: alone."""
+        with self.lock:
+            try:
+                callback(*arguments)
+            except BaseException:
+                panic(self.name)
+
+
+class BoundDisk:
+    """A driver as one VM's :class:`~vmbus_emu.device.BlockDevice`. ``loop`` is the VM's."""
+
+    def __init__(self, driver: BlockDevice, lock: DeviceLock, loop: Loop) -> None:
+        self._driver = driver
+        self._name = lock.name
+        self._lock = lock.lock
+        self._loop = loop
+
+    @property
+    def info(self) -> BlockInfo:
+        return self._driver.info
+
+    def allocate(self, nbytes: int) -> memoryview:
+        return self._driver.allocate(nbytes)
+
+    def stats(self) -> BlockStats:
+        return self._driver.stats()
+
+    def submit(self, request: BlockRequest) -> None:
+        done = request.on_done
+        request.on_done = _nothing
+        with self._lock:
+            try:
+                self._driver.submit(request)
+            except BaseException:
+                panic(self._name)
+            if request.status is None:  # a worker has it; its completion needs the lock, so this is in time
+                request.on_done = lambda finished: self._loop.call_soon_threadsafe(self._hand_back, finished, done)
+                return
+        self._hand_back(request, done)
+
+    @staticmethod
+    def _hand_back(request: BlockRequest, done: Callable[[BlockRequest], Any]) -> None:
+        request.on_done = done
+        done(request)
+
+
+def _nothing(request: BlockRequest) -> None:
+    """A completion inside ``submit`` is noticed after the driver has returned."""
+
+
+class BoundPort:
+    """A switch port as one VM's :class:`~vmbus_emu.device.NetworkPort`. ``loop`` is the VM's."""
+
+    def __init__(self, port: NetworkPort, lock: DeviceLock, loop: Loop) -> None:
+        self._port = port
+        self._name = lock.name
+        self._lock = lock.lock
+        self._loop = loop
+        self._inbox: deque[bytes] = deque()
+        self._receiver: Receiver | None = None
+        port.connect(self._arrived)
+
+    @property
+    def info(self) -> PortInfo:
+        return self._port.info
+
+    def stats(self) -> PortStats:
+        return self._port.stats()
+
+    def connect(self, receiver: Receiver, on_ready: Callable[[], None] | None = None) -> None:
+        self._receiver = receiver
+
+    def transmit(self, frame: Buffer) -> Status:
+        with self._lock:
+            try:
+                return self._port.transmit(frame)
+            except BaseException:
+                panic(self._name)
+
+    def _arrived(self, frame: Buffer) -> bool:
+        """On the sender's thread, under the switch's lock: put the frame where the VM's thread finds it."""
+        if self._receiver is None or len(self._inbox) >= INBOX_FRAMES:
+            return False
+        first = not self._inbox
+        self._inbox.append(bytes(frame))
+        if first:
+            self._loop.call_soon_threadsafe(self._drain)
+        return True
+
+    def _drain(self) -> None:
+        while self._inbox:
+            # Popped after delivery would let a sender see a non-empty inbox and not wake us; popped before, it
+            # sees an empty one at worst and wakes us once too often.
+            frame = self._inbox.popleft()
+            if self._receiver is not None:
+                self._receiver(frame)

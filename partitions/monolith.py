@@ -1,0 +1,159 @@
+"""The monolithic placement: drivers, hypervisor and management in one address space, VMs as its threads.
+
+The same components as elsewhere, reached by calls: management's hypercalls are calls of
+:func:`vmbus_emu.hypervisor.calls.execute`, a guest's disk request is a call of the driver through the boundary. What
+dies here is everything, except that an exception in guest code ends that VM alone, as real hardware would
+contain it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import threading
+import traceback
+from typing import Any
+
+from partitions.boundary import BoundDisk, BoundPort, DeviceLock
+from partitions.child.guest import Guest
+from partitions.media import Disks
+from vmbus_emu.device import NetworkPort
+from vmbus_emu.hypervisor.calls import execute
+from vmbus_emu.hypervisor.core import Hypervisor, PowerOn, Reply
+from vmbus_emu.lifeline import Message
+from vmbus_emu.loop import Loop
+from vmbus_emu.node import Node, load
+from vmbus_emu.protocol import hypercall as hv
+from vmbus_emu.protocol.hypercall import Code, HvStatus
+
+
+class GuestThread:
+    """One VM: a thread with a loop of its own and the guest on it."""
+
+    def __init__(self, monolith: Monolith, config: Message) -> None:
+        self.name: str = config["name"]
+        self.loop = Loop()
+        self._monolith = monolith
+        self.alive = True
+        disks = {device: monolith.disk(self.name, device, self.loop) for device in config["disks"]}
+        nics = {device: monolith.nic(self.name, device, self.loop) for device in config["nics"]}
+        self.guest = Guest(self.loop, config, disks, nics, monolith.from_guest, self._log)
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _log(self, text: str) -> None:
+        self._monolith.from_guest({"t": "log", "component": self.name, "text": text})
+
+    def _run(self) -> None:
+        try:
+            self.guest.announce_devices()
+            self._monolith.from_guest({"t": "ready", "component": self.name})
+            self.loop.run()
+        except Exception as error:  # guest code failed: this VM's end, and nobody else's
+            self.alive = False
+            for line in traceback.format_exc().splitlines():
+                self._log(line)
+            self._monolith.from_guest({"t": "component_died", "component": self.name, "why": repr(error)})
+
+
+class Monolith:
+    """The one process."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._disks = Disks()
+        self._disk_locks: dict[str, DeviceLock] = {}
+        self._switch_locks: dict[str, DeviceLock] = {}
+        self._ports: dict[tuple[str, str], tuple[NetworkPort, DeviceLock]] = {}
+        self._hypervisor = Hypervisor()
+        self._calls = 0
+        self._guests: dict[str, GuestThread] = {}
+        self._configs: dict[str, Message] = {}
+
+    # -- start --------------------------------------------------------------------------------------
+
+    def start(self, config: Message) -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a panic aborts; its core would be every guest's memory
+        disks = config["storvsp"]["disks"]
+        self._disk_locks = {disk["medium"]: DeviceLock(disk["medium"]) for disk in disks}
+        self._disks.build(disks, lambda medium: self._disk_locks[medium].post)
+        self._build_network(config["netvsp"])
+        self._configs = {guest["name"]: guest for guest in config["guests"]}
+        for component in ("hypervisor", "management", "storvsp", "netvsp"):
+            self._node.ready(component)
+        for name in self._configs:
+            self._bring_up(name)
+
+    def _build_network(self, network: Message) -> None:
+        driver = load(network["driver"])
+        switches = {name: driver(name) for name in network["switches"]}
+        self._switch_locks = {name: DeviceLock(name) for name in switches}
+        for port in network["ports"]:
+            place = (port["vm"], port["device"])
+            made = switches[port["switch"]].port(".".join(place), port["mac"])
+            self._ports[place] = (made, self._switch_locks[port["switch"]])
+
+    def disk(self, vm: str, device: str, loop: Loop) -> BoundDisk:
+        medium = f"{vm}.{device}"
+        return BoundDisk(self._disks.drivers[medium], self._disk_locks[medium], loop)
+
+    def nic(self, vm: str, device: str, loop: Loop) -> BoundPort:
+        port, lock = self._ports[vm, device]
+        return BoundPort(port, lock, loop)
+
+    # -- management: the same steps as partitions/parent/management.py, by calls ------------------------
+
+    def _bring_up(self, name: str) -> None:
+        status, output = self._call(Code.CREATE_PARTITION, hv.CREATE_PARTITION.pack(0, 0, 0, name.encode()))
+        if status is HvStatus.SUCCESS:
+            number = hv.PARTITION_ID.unpack_from(output)[0]
+            status, _ = self._call(Code.INITIALIZE_PARTITION, hv.PARTITION_ID.pack(number))
+        if status is HvStatus.SUCCESS:
+            status, _ = self._call(Code.START_VIRTUAL_PROCESSOR, hv.START_VP.pack(number, 0, 0))
+        if status is not HvStatus.SUCCESS:
+            self._node.lifeline.send({"t": "not_started", "component": name, "why": status.name})
+
+    def _call(self, code: Code, block: bytes) -> tuple[HvStatus, bytes]:
+        self._calls += 1
+        effects = execute(self._hypervisor, (hv.PARTITION_ROOT, 0), self._calls, hv.control_word(code), block)
+        answer = (HvStatus.OPERATION_DENIED, b"")
+        while effects:
+            match effects.pop(0):
+                case Reply(_, _, status, output):
+                    answer = (status, output)
+                case PowerOn(partition, vp, name):
+                    thread = self._guests[name] = GuestThread(self, self._configs[name])
+                    effects += self._hypervisor.powered((partition, vp), partition)
+                    thread.start()
+        return answer
+
+    # -- to and from the machine ----------------------------------------------------------------------
+
+    def from_guest(self, message: Message) -> None:
+        """On a guest's thread: pass a message to the machine, from the thread that owns the lifeline."""
+        self._node.loop.call_soon_threadsafe(self._node.lifeline.send, message)
+
+    def handle(self, message: Message, fds: list[int]) -> None:
+        if message["t"] == "medium":
+            self._disks.insert(message, fds)
+        elif "session" in message:
+            for thread in [self._guests[message["vm"]]] if "vm" in message else self._guests.values():
+                thread.loop.call_soon_threadsafe(thread.guest.console.handle, message)
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        ports = [port.stats() for port, _ in self._ports.values()]
+        hypervisor = dataclasses.asdict(self._hypervisor.stats())
+        return {
+            "hypervisor": {"counters": {**hypervisor, "switch_interval_us": sys.getswitchinterval() * 1e6}},
+            "management": {"counters": {"started": len(self._guests), "hypercalls": self._calls}},
+            "storvsp": self._disks.stats(),
+            "netvsp": {
+                "io": sum(p.tx_frames + p.rx_frames for p in ports),
+                "last_io": max((p.last_io for p in ports), default=0.0),
+                "counters": {"drops": sum(p.tx_drops + p.rx_drops for p in ports)},
+            },
+            **{name: thread.guest.stats() for name, thread in self._guests.items() if thread.alive},
+        }
