@@ -1,0 +1,80 @@
+"""The figures behind ``ps``: asking every process for its counters, and a row's shape (design: contracts)."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from vmbus_emu.lifeline import Message
+from vmbus_emu.loop import Loop
+from vmbus_emu.machine.supervisor import Process
+from vmbus_emu.task import DeadlinePassed, Future, within
+
+#: How long a process may take to answer before its figures are shown as unknown.
+DEADLINE_S = 0.5
+
+
+class Figures:
+    """Rounds of questions; several may be under way."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._numbers = itertools.count(1)
+        self._rounds: dict[int, tuple[dict[str, Any], Future[None], set[str]]] = {}
+
+    async def collect(self, processes: Mapping[str, Process]) -> dict[str, Any]:
+        """Figures by component; those of a process that does not answer in time are missing."""
+        number = next(self._numbers)
+        collected: dict[str, Any] = {}
+        complete: Future[None] = Future()
+        self._rounds[number] = (collected, complete, set(processes))
+        for process in processes.values():
+            process.line.send({"t": "stats", "id": number})
+        if processes:
+            with contextlib.suppress(DeadlinePassed):
+                await within(self._loop, DEADLINE_S, complete)
+        del self._rounds[number]
+        return collected
+
+    def arrived(self, name: str, message: Message) -> None:
+        """A process's answer; a late one is dropped."""
+        asked = self._rounds.get(message["id"])
+        if asked is not None:
+            collected, complete, waiting = asked
+            collected.update(message["stats"])
+            waiting.discard(name)
+            if not waiting:
+                complete.resolve(None)
+
+
+def process_row(
+    name: str,
+    role: str,
+    host: str,
+    process: Process | None,
+    ready: bool,
+    stats: Mapping[str, Any] | None = None,
+    now: float = 0.0,
+) -> Message:
+    """One component's row, carried by ``process``; ``None``: not started yet. ``io`` counts completed operations."""
+    stats = stats or {}
+    last = stats.get("last_io")
+    state = "ready" if ready else "starting"
+    if process is not None and not process.running:
+        state = "dead"
+    return {
+        "name": name,
+        "role": role,
+        "host": host,
+        "pid": process.pid if process else None,
+        "state": state if process else "starting",
+        "incarnation": process.incarnation if process else 0,
+        "signal": process.signal if process else None,
+        "exit_code": process.exit_code if process else None,
+        "restarts": process.incarnation - 1 if process else 0,
+        "counters": stats.get("counters", {}),
+        "io": stats.get("io"),
+        "last_io_age_s": round(max(0.0, now - last), 6) if last else None,
+    }

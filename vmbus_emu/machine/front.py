@@ -1,0 +1,54 @@
+"""The front door: the small process that holds the management socket, so that the machine needs no ZeroMQ.
+
+The machine forks, and what forks must own no ZeroMQ context. So this process speaks ZeroMQ with the clients (the
+CLI, the Python API) and the lifeline with the machine, and understands nothing of what it relays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import zmq
+
+from vmbus_emu.lifeline import MAX_MESSAGE, Message
+from vmbus_emu.node import Node
+from vmbus_emu.zmqport import ZmqPort
+
+
+class Front:
+    """Requests: one frame of msgpack from a DEALER. Replies: the same, any number per request."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._pack = msgpack.Packer(autoreset=True).pack
+        self._lost = 0
+        self._port = ZmqPort(node.loop, node.context, zmq.ROUTER, self._received, max_message=MAX_MESSAGE)
+
+    def start(self, config: Message) -> None:
+        self._port.bind(config["socket"])
+        self._node.ready("front")
+
+    def _received(self, frames: list[zmq.Frame]) -> None:
+        if len(frames) != 2:
+            return
+        try:
+            request = msgpack.unpackb(frames[1].buffer)
+        except (ValueError, TypeError, msgpack.UnpackException):
+            return
+        if isinstance(request, dict):
+            self._node.lifeline.send({"t": "request", "client": frames[0].bytes, "request": request})
+
+    def handle(self, message: Message, fds: list[int]) -> None:
+        if message["t"] == "reply" and not self._port.send(message["client"], self._pack(message["reply"])):
+            self._lost += 1
+            self._node.lifeline.send({"t": "client_gone", "client": message["client"]})
+
+    def stop(self) -> None:
+        """The last reply must reach the client before the process ends; a client that is gone costs 0.2 s."""
+        self._port.socket.setsockopt(zmq.LINGER, 200)
+        self._port.socket.close()
+        self._node.context.term()
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        return {"front": {"counters": {"lost_replies": self._lost}}}

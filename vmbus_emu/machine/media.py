@@ -1,0 +1,90 @@
+"""The media in the machine's drives: disk images opened and locked once, RAM disks as memory files.
+
+The machine owns them. Whichever process runs a driver gets a descriptor of the same open file, so media outlive
+the death of everything but the machine, a failed write-back is not forgotten by reopening, and a replacement
+driver does not fight its predecessor for a lock. The lock is an ``flock`` on the open file: shared for read-only
+images, exclusive for others, and gone with the last holder of the descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from vmbus_emu.device import BLOCK_SIZE
+from vmbus_emu.topology import DiskSpec, Topology
+
+
+class MediaError(Exception):
+    """A disk image cannot be used; the text is one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """One disk's medium. ``fd`` is -1 for a null disk."""
+
+    name: str
+    fd: int
+    block_count: int
+    read_only: bool
+    serial: str
+
+    def describe(self) -> dict[str, Any]:
+        return {"block_count": self.block_count, "read_only": self.read_only, "serial": self.serial}
+
+
+def open_all(topology: Topology) -> dict[str, Medium]:
+    """Open every medium of the machine, by name (``vm1.disk0``). Raises :class:`MediaError`; then none is left open."""
+    opened: dict[str, Medium] = {}
+    try:
+        for vm in topology.vms:
+            for index, disk in enumerate(vm.disks):
+                name = f"{vm.name}.disk{index}"
+                opened[name] = _open(name, disk)
+    except MediaError:
+        for medium in opened.values():
+            if medium.fd >= 0:
+                os.close(medium.fd)
+        raise
+    return opened
+
+
+def _open(name: str, disk: DiskSpec) -> Medium:
+    serial = hashlib.sha256(name.encode()).hexdigest()[:16].upper()
+    size = disk.size_bytes
+    fd = -1
+    if disk.kind == "ram":
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        os.ftruncate(fd, size)
+    elif disk.kind == "file":
+        assert disk.path is not None
+        fd = _open_file(name, disk.path, disk)
+        size = os.fstat(fd).st_size
+        if size == 0 or size % BLOCK_SIZE:
+            os.close(fd)
+            raise MediaError(f"{name}: {disk.path} has {size} bytes; a disk needs a multiple of {BLOCK_SIZE}")
+    return Medium(name, fd, size // BLOCK_SIZE, disk.read_only, serial)
+
+
+def _open_file(name: str, path: str, disk: DiskSpec) -> int:
+    flags = os.O_CLOEXEC | (os.O_RDONLY if disk.read_only else os.O_RDWR)
+    if disk.size_bytes and not disk.read_only:
+        flags |= os.O_CREAT
+    try:
+        fd = os.open(path, flags, 0o644)
+    except OSError as error:
+        raise MediaError(f"{name}: cannot open {path}: {error.strerror}; check the path and its permissions") from None
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if disk.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        if disk.size_bytes and os.fstat(fd).st_size == 0:
+            os.ftruncate(fd, disk.size_bytes)  # created sparse
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.EWOULDBLOCK:
+            raise MediaError(f"{name}: {path} is in use by another machine; take that down or copy the image") from None
+        raise MediaError(f"{name}: {path}: {error.strerror}; choose another image") from None
+    return fd

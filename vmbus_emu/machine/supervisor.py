@@ -1,0 +1,171 @@
+"""Powering processes on and watching them die.
+
+The supervisor forks from the machine, which is warm (third-party libraries are loaded) and clean (it owns no
+ZeroMQ context and no thread), or has a zygote bear the process; its parent is the machine either way. It learns
+of a death through a pidfd, reaps, and reports what the kernel says: exit code or signal. Every start of a
+component is an incarnation with a number that is never used again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmbus_emu import lifeline, node
+from vmbus_emu.lifeline import Lifeline, Message
+from vmbus_emu.loop import Loop
+from vmbus_emu.machine.logs import LogFile
+from vmbus_emu.procfs import start_time
+from vmbus_emu.task import Future
+
+
+@dataclass(slots=True)
+class Process:
+    """One process the machine started: running while ``exit_code`` and ``signal`` are both ``None``."""
+
+    name: str
+    pid: int
+    incarnation: int
+    pidfd: int
+    line: Lifeline
+    exit_code: int | None = None
+    signal: str | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.exit_code is None and self.signal is None
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in words."""
+        if self.signal is not None:
+            return f"killed by {self.signal}"
+        return f"exited with status {self.exit_code}"
+
+
+OnMessage = Callable[["Process", Message, list[int]], Any]
+OnExit = Callable[["Process"], Any]
+
+
+class Supervisor:
+    """Starts processes for one machine. ``on_message`` and ``on_exit`` are the machine's."""
+
+    def __init__(self, loop: Loop, name: str, folder: Path, on_message: OnMessage, on_exit: OnExit) -> None:
+        self._loop = loop
+        self._machine = name
+        self._folder = folder
+        #: Every process ever started, with its start time: who must be gone when the machine is.
+        self._record = os.open(folder / "pids", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self._incarnations: dict[str, int] = {}
+        self._logs: dict[str, LogFile] = {}
+        self._unborn: dict[str, tuple[node.Birth, socket.socket, Future[Process]]] = {}
+        #: The latest process of each name, running or dead.
+        self.processes: dict[str, Process] = {}
+
+    def log(self, name: str) -> LogFile:
+        """The log of a component; made on first use."""
+        if name not in self._logs:
+            self._logs[name] = LogFile(str(self._folder / "logs" / f"{name}.log"))
+        return self._logs[name]
+
+    def spawn(self, name: str, entry: str, descriptors: socket.socket | None = None) -> Process:
+        """Fork a process that runs component ``entry``. ``descriptors`` is its end of the hypervisor's second socket.
+
+        Raises ``OSError`` when the system has no process or descriptor left.
+        """
+        birth, near, far, writing = self._conceive(name, entry)
+        pid = os.fork()
+        if pid == 0:
+            node.enter(birth, far, descriptors, writing)
+        for end in (far, descriptors):
+            if end is not None:
+                end.close()
+        os.close(writing)
+        return self._register(birth, pid, near)
+
+    def spawn_from(self, zygote: Process, name: str, entry: str, descriptors: socket.socket) -> Future[Process]:
+        """The same through a zygote that has loaded ``entry``. Stays unresolved if the zygote dies."""
+        birth, near, far, writing = self._conceive(name, entry)
+        fds = [far.fileno(), writing, descriptors.fileno()]
+        zygote.line.send({"t": "bear", "birth": birth.describe()}, fds)
+        far.close()
+        descriptors.close()
+        os.close(writing)
+        born: Future[Process] = Future()
+        self._unborn[name] = (birth, near, born)
+        return born
+
+    def born(self, name: str, pid: int) -> None:
+        """The zygote's answer: the process exists, and is our child."""
+        birth, near, born = self._unborn.pop(name)
+        born.resolve(self._register(birth, pid, near))
+
+    def _conceive(self, name: str, entry: str) -> tuple[node.Birth, socket.socket, socket.socket, int]:
+        """What a new process needs: its birth, both ends of its lifeline, the writing end of its log."""
+        incarnation = self._incarnations[name] = self._incarnations.get(name, 0) + 1
+        near, far = lifeline.pair()
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        self._follow(reading, self.log(name))
+        return node.Birth(self._machine, name, entry, str(self._folder), incarnation, os.getpid()), near, far, writing
+
+    def _register(self, birth: node.Birth, pid: int, near: socket.socket) -> Process:
+        name = birth.name
+        os.write(self._record, f"{pid} {start_time(pid)} {name}\n".encode())
+        pidfd = os.pidfd_open(pid)
+
+        def received(message: Message, fds: list[int]) -> None:
+            self._on_message(process, message, fds)
+
+        process = Process(name, pid, birth.incarnation, pidfd, Lifeline(self._loop, near, received, lambda: None))
+        self.processes[name] = process
+        self._loop.watch(pidfd, lambda events: self._reap(process))
+        return process
+
+    def _follow(self, reading: int, log: LogFile) -> None:
+        os.set_blocking(reading, False)
+
+        def readable(events: int) -> None:
+            try:
+                data = os.read(reading, 65536)
+            except BlockingIOError:
+                return
+            if data:
+                log.write(data)
+            else:
+                self._loop.unwatch(reading)
+                os.close(reading)
+                log.end_of_stream()
+
+        self._loop.watch(reading, readable)
+
+    def _reap(self, process: Process) -> None:
+        result = os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED)
+        self._loop.unwatch(process.pidfd)
+        os.close(process.pidfd)
+        if result is None or result.si_code == os.CLD_EXITED:
+            process.exit_code = result.si_status if result is not None else 0
+        else:
+            process.signal = signal.Signals(result.si_status).name
+        process.line.close()
+        self._on_exit(process)
+
+    def kill(self, process: Process, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a process we started, through its pidfd: never to a recycled pid."""
+        if process.running:
+            signal.pidfd_send_signal(process.pidfd, number)
+
+    @property
+    def running(self) -> Mapping[str, Process]:
+        return {name: process for name, process in self.processes.items() if process.running}
+
+    def close(self) -> None:
+        os.close(self._record)
+        for log in self._logs.values():
+            log.close()
