@@ -1,0 +1,52 @@
+"""``vmbus-emu down``: end a machine, and sweep what a killed one left."""
+
+from __future__ import annotations
+
+import click
+
+from vmbus_emu.cli.options import name_option
+from vmbus_emu.cli.progress import progress_line
+
+
+@click.command(short_help="End a machine.")
+@name_option
+@click.option("--timeout", default=10.0, show_default=True, metavar="SECONDS", type=click.FloatRange(0, min_open=True),
+              help="Kill what has not ended by then.")
+def down(name: str, timeout: float) -> None:
+    """End a machine and everything it started. Done is also when nothing was running; files that a killed
+    machine left are removed.
+
+    \b
+    Example:
+      vmbus-emu down
+      vmbus-emu down --name lab
+    """
+    from vmbus_emu.runfolder import RunFolder, sweep
+
+    pid = RunFolder(name).holder()
+    if pid is not None and _end(name, timeout):
+        click.echo(f"{name}: down")
+    elif sweep(name):
+        click.echo(f"{name}: was not running; removed what a killed machine left")
+    elif RunFolder(name).holder() is None:
+        click.echo(f"{name}: nothing to do, it is not running")
+    else:
+        click.echo(f"{name}: another one has just been started, and is left alone")
+
+
+def _end(name: str, timeout: float) -> bool:
+    """Ask the machine to end; ``False`` if it was gone before we came."""
+    from vmbus_emu.client import Machine, NotRunning
+
+    try:
+        machine = Machine.attach(name)
+    except NotRunning:
+        return False
+    try:
+        with progress_line() as progress:
+            machine.down(progress=progress, timeout=timeout)
+    except NotRunning:
+        return False
+    finally:
+        machine.close()
+    return True

@@ -1,0 +1,237 @@
+"""The Python API: build a machine, run things in its VMs, look at it, take it down. The CLI is a client of it.
+
+::
+
+    with Machine("lab.toml") as m:
+        m.vm("vm1").disk.write(0, b"hello".ljust(512))
+        print(m.exec("vm1", "ping -c 3 vm2").stdout.decode())
+
+A machine outlives the object: :meth:`Machine.attach` finds a running one by name. Everything that can go wrong
+in the world is a :class:`MachineError` of one line with a hint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO
+
+from vmbus_emu import topology
+from vmbus_emu.client import observe
+from vmbus_emu.client.command import Command, ExecResult
+from vmbus_emu.client.door import DEADLINE_S, Door, MachineError, NotRunning, checked
+from vmbus_emu.client.pingall import ping_matrix
+from vmbus_emu.client.starter import start, wait_for_end
+from vmbus_emu.runfolder import RunFolder, RunFolderError
+from vmbus_emu.topology import Topology
+
+Progress = Callable[[Mapping[str, Any]], Any]
+
+
+class Machine:
+    """One machine, by the topology it is built from or by the name it runs under."""
+
+    def __init__(self, what: Topology | str | os.PathLike[str] | Mapping[str, Any] | None = None) -> None:
+        """``what``: a topology, the path of a TOML file, a mapping of that file's shape, or nothing for the default.
+
+        Starts nothing. Raises :class:`~vmbus_emu.topology.TopologyErrors`.
+        """
+        if isinstance(what, Topology):
+            self.topology: Topology | None = what
+        elif isinstance(what, Mapping):
+            self.topology = topology.parse(what)
+        else:
+            self.topology = topology.build(what, topology.Overrides(), limits=True)
+        self.name = self.topology.name
+        self._door: Door | None = None
+        self._pid: int | None = None
+
+    @classmethod
+    def attach(cls, name: str = "default") -> Machine:
+        """The running machine of that name. Raises :class:`NotRunning`."""
+        machine = cls.__new__(cls)
+        machine.topology = None
+        machine.name = name
+        machine._pid = None
+        machine._door = Door(_folder(name))
+        return machine
+
+    def __enter__(self) -> Machine:
+        self.up()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            with contextlib.suppress(NotRunning):
+                self.down()
+        finally:
+            self.close()
+
+    # -- up and down --------------------------------------------------------------------------------
+
+    def up(self, progress: Progress | None = None) -> None:
+        """Power on; returns when every component is ready. Raises :class:`MachineError`; then nothing is left."""
+        if self.topology is None:
+            raise MachineError(f'"{self.name}" is running already')
+        self._pid = start(_folder(self.name), self.topology, progress or (lambda event: None))
+        self._door = Door(_folder(self.name))
+
+    def down(self, progress: Progress | None = None, timeout: float = DEADLINE_S) -> None:
+        """Power off; returns when every process is gone. Raises :class:`NotRunning`, or :class:`MachineError`.
+
+        A machine that does not answer within ``timeout`` is killed, and all its processes with it.
+        """
+        door = self._connected()
+        wait_for_end(_folder(self.name), door, progress or (lambda event: None), timeout)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection. The machine stays as it is."""
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+        if self._pid is not None:
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(self._pid, os.WNOHANG)[0]:
+                    self._pid = None
+
+    def _connected(self) -> Door:
+        if self._door is None:
+            self._door = Door(_folder(self.name))
+        return self._door
+
+    # -- looking ------------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """Name, arch, transport, state, names of the VMs, the machine's pid."""
+        return dict(self._connected().ask("info")["info"])
+
+    def ps(self, window: float = 0.25) -> dict[str, Any]:
+        """One row per component. CPU and I/O per second are measured over ``window`` seconds; 0: not measured."""
+        door = self._connected()
+        before = door.ask("ps")
+        sampler = observe.Sampler({row["pid"] for row in before["rows"] if row["pid"]})
+        begin = time.monotonic()
+        after = before
+        if window > 0:
+            time.sleep(window)  # the length of the measurement, not a wait for something
+            after = door.ask("ps")
+        elapsed = time.monotonic() - begin
+        old_io = {row["name"]: row["io"] for row in before["rows"]}
+        rows = []
+        for row in after["rows"]:
+            io_now, io_before = row.pop("io"), old_io.get(row["name"])
+            rate = None
+            if window > 0 and io_now is not None and io_before is not None:
+                rate = round((io_now - io_before) / elapsed, 1)
+            alive = row["state"] not in ("dead", "halted") and row["host"] == row["name"]
+            figures = sampler.figures(row["pid"], elapsed if window > 0 else None) if alive else observe.UNKNOWN
+            rows.append({**row, **figures, "io_per_s": rate})
+        info = after["info"]
+        return {
+            "schema": 1, "name": info["name"], "arch": info["arch"], "transport": info["transport"],
+            "state": info["state"], "partitions": rows,
+        }
+
+    # -- running things in VMs ------------------------------------------------------------------------
+
+    def vm(self, name: str) -> Vm:
+        """A handle on one VM; it is not checked to exist before it is used."""
+        return Vm(self, name)
+
+    def exec(
+        self,
+        vm: str,
+        argv: str | Sequence[str],
+        stdin: bytes | BinaryIO = b"",
+        on_stdout: Callable[[bytes], Any] | None = None,
+        on_stderr: Callable[[bytes], Any] | None = None,
+        timeout: float | None = None,
+    ) -> ExecResult:
+        """Run a guest command. Its status is the result's: 124 past ``timeout`` (seconds), 137 if the VM died.
+
+        Raises :class:`MachineError` if there is no such VM, or the machine dies.
+        """
+        words = shlex.split(argv) if isinstance(argv, str) else list(argv)
+        return Command(self._connected(), vm, words, stdin, on_stdout, on_stderr, timeout).run()
+
+    def pingall(self, count: int = 1, timeout: float = 60.0) -> dict[str, Any]:
+        """Every VM pings every other, all at the same time. ``pairs`` has an entry for each ordered pair."""
+        door = self._connected()
+        vms = list(self.info()["vms"])
+        begin = time.monotonic()
+        waiting: dict[int, tuple[str, bytearray]] = {}
+        for index, vm in enumerate(vms):
+            others = vms[index + 1:] + vms[:index]  # so that not everybody starts with vm1
+            if others:
+                waiting[door.send("exec", vm=vm, argv=["fping", "-c", str(count), *others])] = (vm, bytearray())
+        outputs = {vm: output for vm, output in waiting.values()}
+        while waiting:
+            reply = door.receive(begin + timeout)
+            if reply is None:
+                break
+            if reply.get("id") not in waiting:
+                continue
+            if checked(reply).get("t") == "out":
+                waiting[reply["id"]][1].extend(reply["data"])
+                door.send("credit", session=reply["session"], chunks=1)
+            elif reply.get("t") == "exit":
+                del waiting[reply["id"]]
+        return ping_matrix(vms, outputs, count, time.monotonic() - begin)
+
+
+class Vm:
+    """A VM by name."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self._machine = machine
+        self.name = name
+
+    @property
+    def disk(self) -> Disk:
+        """``disk0``."""
+        return self.disks("disk0")
+
+    def disks(self, name: str) -> Disk:
+        return Disk(self, name)
+
+    def exec(self, argv: str | Sequence[str], **options: Any) -> ExecResult:
+        """Like :meth:`Machine.exec`."""
+        return self._machine.exec(self.name, argv, **options)
+
+
+class Disk:
+    """A VM's disk, read and written by the guest through its disk path. Offsets and lengths are bytes."""
+
+    def __init__(self, vm: Vm, name: str) -> None:
+        self._vm = vm
+        self._name = name
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._run(["read", self._name, str(offset), str(length)]).stdout
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._run(["write", self._name, str(offset)], stdin=data)
+
+    def flush(self) -> None:
+        self._run(["sync", self._name])
+
+    def sha256(self) -> str:
+        return self._run(["sha256", self._name]).stdout.decode().split()[0]
+
+    def _run(self, argv: list[str], stdin: bytes = b"") -> ExecResult:
+        result = self._vm.exec(argv, stdin=stdin)
+        if result.status:
+            why = result.stderr.decode(errors="replace").strip() or f"{argv[0]} ended with status {result.status}"
+            raise MachineError(f"{self._vm.name}: {why}")
+        return result
+
+
+def _folder(name: str) -> RunFolder:
+    try:
+        return RunFolder(name)
+    except RunFolderError as error:
+        raise MachineError(str(error), error.hint) from None
