@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 import time
 from collections.abc import Mapping
@@ -215,6 +214,8 @@ class RunFolder:
     def remove(self) -> None:
         """Delete the folder. Only for who holds the lock; :func:`sweep` is for everybody else."""
         try:
+            import shutil  # with all its archive formats, which a booting machine has no time for
+
             shutil.rmtree(self.path)
         except FileNotFoundError:
             pass

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from partitions.parent.provider import MANAGEMENT_CONNECTION
-from partitions.parent.vsplink import PROVIDER_TO_MANAGEMENT, dispatch, encode
+from partitions.parent.vsplink import MANAGEMENT_CONNECTION, PROVIDER_TO_MANAGEMENT, dispatch, encode
 from vmbus_emu.lifeline import Message
 from vmbus_emu.node import Node
 from vmbus_emu.protocol import hypercall as hv

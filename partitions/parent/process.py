@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from partitions.media import Disks
-from partitions.parent.provider import CONTROL_PORT, Provider
-from partitions.parent.vsplink import TO_VSP, ProviderSide, RemoteProvider, VspSide, dispatch
+from partitions.parent.provider import Provider
+from partitions.parent.vsplink import CONTROL_PORT, TO_VSP, ProviderSide, RemoteProvider, VspSide, dispatch
 from vmbus_emu.lifeline import Message
 from vmbus_emu.node import Node, load
 from vmbus_emu.protocol import hypercall as hv

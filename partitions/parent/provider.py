@@ -15,6 +15,11 @@ from typing import Any, assert_never
 from uuid import UUID
 
 from partitions.parent.vsplink import (
+    CHILD_PORT,
+    CONTROL_PORT,
+    FIRST_PARTITION_PORT,
+    MANAGEMENT_ANSWERS,
+    MANAGEMENT_CONNECTION,
     MANAGEMENT_TO_PROVIDER,
     TO_PROVIDER,
     RemoteVsp,
@@ -30,14 +35,6 @@ from vmbus_emu.task import Task
 from vmbus_emu.vmbus import effects as fx
 from vmbus_emu.vmbus.server import Connection
 from vmbus_emu.vp import VirtualProcessor
-
-MANAGEMENT_CONNECTION = 0x10        # management -> provider, and the port it leads to
-MANAGEMENT_ANSWERS = 0x11           # provider -> management
-#: Port and connection numbers in the root for partition N are this + N.
-FIRST_PARTITION_PORT = 0x1000
-#: The number of a VSP partition's own port, and of its connection to the provider.
-CONTROL_PORT = 0x10
-CHILD_PORT = 1
 
 #: Messages that may wait for a child to take them; a child that takes none is cut off.
 MAX_BACKLOG = 512

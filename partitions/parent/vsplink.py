@@ -19,6 +19,16 @@ from vmbus_emu.protocol.hypercall import MAX_PAYLOAD
 
 Send = Callable[[bytes], Any]
 
+# -- the ports and connections over which it goes, by number --------------------------------------------
+
+MANAGEMENT_CONNECTION = 0x10        # management -> provider, and the port it leads to
+MANAGEMENT_ANSWERS = 0x11           # provider -> management
+#: Port and connection numbers in the root for partition N are this + N.
+FIRST_PARTITION_PORT = 0x1000
+#: The number of a VSP partition's own port, and of its connection to the provider.
+CONTROL_PORT = 0x10
+CHILD_PORT = 1
+
 
 class VspSide(Protocol):
     """What the provider asks of a VSP."""

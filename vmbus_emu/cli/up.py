@@ -16,9 +16,6 @@ from vmbus_emu.cli.table import json_text, plural
 if TYPE_CHECKING:
     from vmbus_emu.topology import Topology
 
-#: Seconds over which the closing table measures; the machine is idle and the user waits.
-_WINDOW = 0.05
-
 
 @click.command(short_help="Build a machine and start it.")
 @topology_options
@@ -43,7 +40,7 @@ def up(as_json: bool, **options: Any) -> None:
         with progress_line() as progress:
             machine.up(progress=progress)  # cleans up after itself if it does not return
         try:
-            report = machine.ps(window=_WINDOW)
+            report = machine.ps(window=0)
         except KeyboardInterrupt:
             machine.down()
             raise

@@ -7,15 +7,19 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from vmbus_emu.client.door import Door, checked
-from vmbus_emu.lifeline import CHUNK
+from vmbus_emu.client.errors import checked
+
+if TYPE_CHECKING:
+    from vmbus_emu.client.door import Door
 
 #: The status of a command that was ended because its deadline passed, as timeout(1) reports it.
 TIMED_OUT = 124
 #: Chunks of standard input that may be under way before the guest asks for more.
 WINDOW = 8
+#: Bytes of standard input per message; what a lifeline takes.
+CHUNK = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)

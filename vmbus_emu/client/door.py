@@ -9,32 +9,17 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import msgpack
 import zmq
 
+from vmbus_emu.client.errors import DEADLINE_S, MachineError, NotRunning, checked
 from vmbus_emu.lifeline import MAX_MESSAGE
 from vmbus_emu.procfs import process_state
 from vmbus_emu.runfolder import RunFolder
 
-#: How long a verb waits for its reply.
-DEADLINE_S = 10.0
-
 Reply = dict[str, Any]
-
-
-class MachineError(Exception):
-    """Something about a machine failed. One line; ``hint`` says what to try, possibly empty."""
-
-    def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.hint = hint
-
-
-class NotRunning(MachineError):
-    """There is no such machine."""
 
 
 class Door:
@@ -111,10 +96,3 @@ class Door:
         self._socket.close(0)
         self._context.term()
         os.close(self.pidfd)
-
-
-def checked(reply: Mapping[str, Any]) -> Reply:
-    """The reply, unless it is a refusal, which is raised."""
-    if "error" in reply:
-        raise MachineError(reply["error"], reply.get("hint", ""))
-    return dict(reply)

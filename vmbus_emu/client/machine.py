@@ -17,16 +17,18 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vmbus_emu import topology
-from vmbus_emu.client import observe
 from vmbus_emu.client.command import Command, ExecResult
-from vmbus_emu.client.door import DEADLINE_S, Door, MachineError, NotRunning, checked
+from vmbus_emu.client.errors import DEADLINE_S, MachineError, NotRunning, checked
 from vmbus_emu.client.pingall import ping_matrix
 from vmbus_emu.client.starter import start, wait_for_end
 from vmbus_emu.runfolder import RunFolder, RunFolderError
-from vmbus_emu.topology import Topology
+from vmbus_emu.topology.data import Topology
+
+if TYPE_CHECKING:
+    from vmbus_emu.client.door import Door
 
 Progress = Callable[[Mapping[str, Any]], Any]
 
@@ -56,7 +58,7 @@ class Machine:
         machine.topology = None
         machine.name = name
         machine._pid = None
-        machine._door = Door(_folder(name))
+        machine._door = _open_door(name)
         return machine
 
     def __enter__(self) -> Machine:
@@ -77,7 +79,7 @@ class Machine:
         if self.topology is None:
             raise MachineError(f'"{self.name}" is running already')
         self._pid = start(_folder(self.name), self.topology, progress or (lambda event: None))
-        self._door = Door(_folder(self.name))
+        self._door = _open_door(self.name)
 
     def down(self, progress: Progress | None = None, timeout: float = DEADLINE_S) -> None:
         """Power off; returns when every process is gone. Raises :class:`NotRunning`, or :class:`MachineError`.
@@ -100,7 +102,7 @@ class Machine:
 
     def _connected(self) -> Door:
         if self._door is None:
-            self._door = Door(_folder(self.name))
+            self._door = _open_door(self.name)
         return self._door
 
     # -- looking ------------------------------------------------------------------------------------
@@ -111,6 +113,8 @@ class Machine:
 
     def ps(self, window: float = 0.25) -> dict[str, Any]:
         """One row per component. CPU and I/O per second are measured over ``window`` seconds; 0: not measured."""
+        from vmbus_emu.client import observe
+
         door = self._connected()
         before = door.ask("ps")
         sampler = observe.Sampler({row["pid"] for row in before["rows"] if row["pid"]})
@@ -228,6 +232,12 @@ class Disk:
             why = result.stderr.decode(errors="replace").strip() or f"{argv[0]} ended with status {result.status}"
             raise MachineError(f"{self._vm.name}: {why}")
         return result
+
+
+def _open_door(name: str) -> Door:
+    from vmbus_emu.client.door import Door  # with ZeroMQ, which `up` loads while the machine is already booting
+
+    return Door(_folder(name))
 
 
 def _folder(name: str) -> RunFolder:

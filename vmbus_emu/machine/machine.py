@@ -25,7 +25,7 @@ from vmbus_emu.placement import ProcessSpec
 from vmbus_emu.protocol.hypercall import PAGE
 from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.task import DeadlinePassed, Future, Task, within
-from vmbus_emu.topology import Topology
+from vmbus_emu.topology.data import Topology
 
 #: A machine whose components are not all ready by then does not come up.
 BOOT_DEADLINE_S = 60.0

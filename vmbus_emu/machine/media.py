@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from vmbus_emu.device import BLOCK_SIZE
-from vmbus_emu.topology import DiskSpec, Topology
+from vmbus_emu.placement import instance_id
+from vmbus_emu.topology.data import DiskSpec, Topology
 
 
 class MediaError(Exception):
@@ -54,7 +54,7 @@ def open_all(topology: Topology) -> dict[str, Medium]:
 
 
 def _open(name: str, disk: DiskSpec) -> Medium:
-    serial = hashlib.sha256(name.encode()).hexdigest()[:16].upper()
+    serial = instance_id(*name.split(".")).hex[:16].upper()
     size = disk.size_bytes
     fd = -1
     if disk.kind == "ram":

@@ -23,7 +23,7 @@ from vmbus_emu.machine.machine import BootFailed, Machine
 from vmbus_emu.machine.media import MediaError, Medium, open_all
 from vmbus_emu.runfolder import RunFolder, RunFolderError
 from vmbus_emu.task import Future, Task
-from vmbus_emu.topology import Topology
+from vmbus_emu.topology.data import Topology
 
 _PR_SET_CHILD_SUBREAPER = 36
 
