@@ -112,6 +112,7 @@ class BoundPort:
         self._lock = lock.lock
         self._loop = loop
         self._inbox: deque[bytes] = deque()
+        self._woken = False
         self._receiver: Receiver | None = None
         port.connect(self._arrived)
 
@@ -136,16 +137,17 @@ class BoundPort:
         """On the sender's thread, under the switch's lock: put the frame where the VM's thread finds it."""
         if self._receiver is None or len(self._inbox) >= INBOX_FRAMES:
             return False
-        first = not self._inbox
         self._inbox.append(bytes(frame))
-        if first:
+        if not self._woken:
+            self._woken = True
             self._loop.call_soon_threadsafe(self._drain)
         return True
 
     def _drain(self) -> None:
+        # A sender appends first and looks at the flag afterwards; here the flag falls first. So whoever still saw it
+        # set has its frame in the inbox by now; at worst we are woken once too often.
+        self._woken = False
         while self._inbox:
-            # Popped after delivery would let a sender see a non-empty inbox and not wake us; popped before, it
-            # sees an empty one at worst and wakes us once too often.
             frame = self._inbox.popleft()
             if self._receiver is not None:
                 self._receiver(frame)

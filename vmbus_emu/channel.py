@@ -22,7 +22,7 @@ import zmq
 
 from vmbus_emu.device import MAX_TRANSFER_BYTES, Buffer
 from vmbus_emu.loop import Loop
-from vmbus_emu.zmqport import ZmqPort, peer_pid
+from vmbus_emu.zmqport import Context, ZmqPort, peer_pid
 
 # Packet types (protocol sheet 3.3). Only these four occur.
 IN_BAND = 6
@@ -75,7 +75,7 @@ class Channel:
 class ZmqChannel(Channel):
     """A channel over a ZeroMQ PAIR socket. The VSP's end binds, the VSC's end connects."""
 
-    def __init__(self, loop: Loop, context: zmq.Context[zmq.Socket[bytes]], peer: int | None = None) -> None:
+    def __init__(self, loop: Loop, context: Context, peer: int | None = None) -> None:
         """``peer``: the only pid this end listens to; ``None`` accepts whoever answers at the name it connects to."""
         super().__init__()
         self._peer = peer
@@ -127,7 +127,7 @@ def decode_packet(head: Buffer) -> tuple[int, int, int, bytes] | None:
     if type(packet) is not tuple or len(packet) != 4:
         return None
     packet_type, flags, transaction_id, message = packet
-    if packet_type not in PACKET_TYPES or type(packet_type) is not int or type(message) is not bytes:
+    if type(packet_type) is not int or packet_type not in PACKET_TYPES or type(message) is not bytes:
         return None
     if type(flags) is not int or type(transaction_id) is not int:
         return None

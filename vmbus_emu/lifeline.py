@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,12 @@ MAX_FDS = 64
 #: Console data per message.
 CHUNK = 32 * 1024
 
+#: The type of what arrives in place of a message that is none: not msgpack, not a map, without a type.
+MALFORMED = "malformed"
+
 _IN_MEMORY = "in-memory"
+#: Messages of a dead process that are still looked at: more than a socket's buffer holds.
+_LAST_WORDS = 1024
 
 Message = dict[str, Any]
 Handler = Callable[[Message, list[int]], Any]
@@ -33,8 +39,17 @@ Handler = Callable[[Message, list[int]], Any]
 class Lifeline:
     """One end. ``handler(message, descriptors)`` owns the descriptors; ``on_end()`` is called once at end-of-file."""
 
-    def __init__(self, loop: Loop, end: socket.socket, handler: Handler, on_end: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        end: socket.socket,
+        handler: Handler,
+        on_end: Callable[[], Any],
+        largest: int = 1 << 30,
+    ) -> None:
+        """``largest``: bytes of a message in memory that are read from this peer."""
         self._loop = loop
+        self._largest = largest
         self._socket = end
         self._handler = handler
         self._on_end = on_end
@@ -77,29 +92,58 @@ class Lifeline:
     def _ready(self, events: int) -> None:
         if events & WRITE and self._waiting:
             while self._waiting and self._try(*self._waiting[0]):
-                for fd in self._waiting.popleft()[1]:
-                    os.close(fd)
+                _close_all(self._waiting.popleft()[1])
             if not self._waiting and self._open:
                 self._loop.watch(self._socket.fileno(), self._ready)
         for _ in range(32):
-            if not self._open:
+            if not self._open or not self._receive():
                 return
-            try:
-                raw, fds, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE, MAX_FDS)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                raw, fds = b"", []
-            if not raw:
-                self.close()
-                self._on_end()
-                return
+
+    def _receive(self) -> bool:
+        """Take one message to the handler. ``False``: there is none now."""
+        try:
+            raw, fds, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE, MAX_FDS)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True  # the other end died with something of ours unread; what it had sent before comes now
+        if not raw:
+            _close_all(fds)
+            self.close()
+            self._on_end()
+            return False
+        self._handler(*self._decode(raw, fds))
+        return True
+
+    def _decode(self, raw: bytes, fds: list[int]) -> tuple[Message, list[int]]:
+        """The machine reads what guests write, so anything may stand here (design: rule 12)."""
+        try:
             message = msgpack.unpackb(raw)
-            if message["t"] == _IN_MEMORY:
-                with open(fds[0], "rb") as memory:
-                    memory.seek(0)
-                    message, fds = msgpack.unpackb(memory.read()), []
-            self._handler(message, fds)
+            if isinstance(message, dict) and message.get("t") == _IN_MEMORY:
+                message = msgpack.unpackb(self._read_memory(fds))
+                _close_all(fds)
+                fds = []
+            if isinstance(message, dict) and isinstance(message.get("t"), str):
+                return message, fds
+        except (ValueError, TypeError, OSError, msgpack.UnpackException):
+            pass
+        _close_all(fds)
+        return {"t": MALFORMED}, []
+
+    def _read_memory(self, fds: list[int]) -> bytes:
+        if len(fds) != 1:
+            raise ValueError("a message in memory comes with one descriptor")
+        file = os.fstat(fds[0])
+        if not stat.S_ISREG(file.st_mode) or file.st_size > self._largest:  # reading a pipe would wait for ever
+            raise ValueError("no memory file, or too large")
+        return os.pread(fds[0], file.st_size, 0)
+
+    def drain(self) -> None:
+        """The other end's process is dead: take what it had sent, then close."""
+        for _ in range(_LAST_WORDS):  # not for ever: somebody else may hold that end, and still talk
+            if not self._open or not self._receive():
+                break
+        self.close()
 
     def take_over(self) -> socket.socket:
         """The bare socket, blocking, for an owner that leaves the loop. This object is of no use afterwards."""
@@ -119,6 +163,13 @@ class Lifeline:
             self._open = False
             self._loop.unwatch(self._socket.fileno())
             self._socket.close()
+            while self._waiting:
+                _close_all(self._waiting.popleft()[1])
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -29,6 +29,7 @@ import zmq
 
 from vmbus_emu.lifeline import Lifeline, Message
 from vmbus_emu.loop import Loop
+from vmbus_emu.zmqport import Context
 
 _PR_SET_PDEATHSIG = 1
 #: Looked up once, before any fork: doing it in each new process would cost it 200 KB of its own.
@@ -69,16 +70,16 @@ class Node:
         self.loop = Loop()
         #: Set before the first use of :attr:`context`, which allocates for so many.
         self.max_sockets = 32
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._context: Context | None = None
         self._component: Component | None = None
         self.lifeline = Lifeline(self.loop, end, self._handle, self._orphaned)
         self._birth = birth
 
     @property
-    def context(self) -> zmq.Context[zmq.Socket[bytes]]:
+    def context(self) -> Context:
         """The process's ZeroMQ context, made on first use: never before the fork, and only where needed."""
         if self._context is None:
-            self._context = zmq.Context(1)
+            self._context = Context(1)
             self._context.set(zmq.MAX_SOCKETS, self.max_sockets)
         return self._context
 
@@ -124,7 +125,8 @@ class Node:
 def load(path: str) -> Any:
     """The object an import path names, ``"package.module:Name"``."""
     module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+    loaded = sys.modules.get(module)  # in what a zygote bears; the import system would touch many shared pages
+    return getattr(loaded or importlib.import_module(module), name)
 
 
 def die_with(parent: int) -> None:

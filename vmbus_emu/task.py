@@ -102,20 +102,22 @@ class Task(Future[T]):
 
     def cancel(self) -> None:
         """Throw :class:`Cancelled` into the coroutine where it waits."""
+        if not self._done:
+            self._loop.call_soon(self._step, Cancelled())
+
+    def _wake(self, future: Future[Any]) -> None:
+        self._loop.call_soon(self._resume, future)
+
+    def _resume(self, future: Future[Any]) -> None:
+        if future is self._waiting:  # otherwise a cancellation came first, and the coroutine waits elsewhere by now
+            self._step(None)
+
+    def _step(self, throw: BaseException | None) -> None:
         if self._done:
             return
         if self._waiting is not None:
             self._waiting.forget(self._wake)
             self._waiting = None
-        self._loop.call_soon(self._step, Cancelled())
-
-    def _wake(self, future: Future[Any]) -> None:
-        self._waiting = None
-        self._loop.call_soon(self._step, None)
-
-    def _step(self, throw: BaseException | None) -> None:
-        if self._done:
-            return
         try:
             waiting = self._coroutine.throw(throw) if throw is not None else self._coroutine.send(None)
         except StopIteration as stop:

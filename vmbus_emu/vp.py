@@ -20,7 +20,7 @@ from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Code, HvStatus, SynicMessage, control_word
 from vmbus_emu.task import Future
-from vmbus_emu.zmqport import ZmqPort
+from vmbus_emu.zmqport import Context, ZmqPort
 
 Outcome = tuple[HvStatus, bytes]
 
@@ -42,7 +42,7 @@ class _Connection:
 class VirtualProcessor:
     """``on_message(sint, message)`` and ``on_event(sint, flag)`` are the interrupt handlers."""
 
-    def __init__(self, loop: Loop, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(self, loop: Loop, context: Context) -> None:
         self._loop = loop
         self._pack = msgpack.Packer(autoreset=True).pack
         self._sequence = itertools.count(1)
@@ -70,7 +70,8 @@ class VirtualProcessor:
         envelope = self._pack((hv.TO_HYPERVISOR_CALL, sequence, control_word(code), block))
         if not self._port.send(envelope):
             del self._calls[sequence]
-            future.resolve((HvStatus.OPERATION_DENIED, b""))
+            # Not at once: what waits behind it would be refused in a recursion as deep as the queue is long.
+            self._loop.call_soon(future.resolve, (HvStatus.OPERATION_DENIED, b""))
         return future
 
     def post(self, connection: int, kind: int, payload: bytes) -> Future[HvStatus]:

@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, assert_never
 
-import zmq
-
 from partitions.child.netvsc import NetVsc
 from partitions.child.storvsc import StorVsc
 from vmbus_emu.channel import ZmqChannel
@@ -30,6 +28,7 @@ from vmbus_emu.vmbus import client_effects as fx
 from vmbus_emu.vmbus.client import ClientConnection
 from vmbus_emu.vmbus.gpadl import contiguous
 from vmbus_emu.vp import VirtualProcessor
+from vmbus_emu.zmqport import Context
 
 #: Pages of I/O memory behind each NIC's receive buffer: one GPADL message describes them, and 57 full frames fit.
 RECEIVE_PAGES = 26
@@ -41,7 +40,7 @@ class BusDriver:
     def __init__(
         self,
         loop: Loop,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: Context,
         vp: VirtualProcessor,
         folder: str,
         disks: Mapping[bytes, StorVsc],

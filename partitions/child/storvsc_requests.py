@@ -53,14 +53,21 @@ def overlaps(request: BlockRequest, others: Iterable[BlockRequest]) -> bool:
     return False
 
 
+# Made once, so that all the guests a zygote bears share the work and the memory it touches.
+_READ = bytes(vstor.execute_srb(scsi.read_16(0, 0), Direction.IN))
+_WRITE = bytes(vstor.execute_srb(scsi.write_16(0, 0), Direction.OUT))
+_READY = bytes(vstor.execute_srb(scsi.test_unit_ready(), Direction.NONE))
+_FLUSH = bytes(vstor.execute_srb(scsi.synchronize_cache_16(), Direction.NONE))
+
+
 class Encoder:
     """Makes packets. They are templates, patched: each is valid until the next of the same operation."""
 
     def __init__(self) -> None:
-        self._read = vstor.execute_srb(scsi.read_16(0, 0), Direction.IN)
-        self._write = vstor.execute_srb(scsi.write_16(0, 0), Direction.OUT)
-        self._ready = vstor.execute_srb(scsi.test_unit_ready(), Direction.NONE)
-        self._flush = vstor.execute_srb(scsi.synchronize_cache_16(), Direction.NONE)
+        self._read = bytearray(_READ)
+        self._write = bytearray(_WRITE)
+        self._ready = bytearray(_READY)
+        self._flush = bytearray(_FLUSH)
 
     def encode(self, request: BlockRequest) -> tuple[int, bytearray, Buffer | None]:
         """``(packet type, packet, data)`` of a request in which :func:`fault` found nothing."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import zmq
+
 from partitions.parent.vsplink import ProviderSide
 from vmbus_emu.channel import Channel, ZmqChannel
 from vmbus_emu.node import Node
@@ -81,7 +83,13 @@ class Vsp:
             return
         channel = ZmqChannel(self._node.loop, self._node.context, pid)
         channel.on_failed = lambda reason: self._failed(device, reason)
-        channel.bind(os.path.join(self._folder, f"{device.endpoint}.{openid:x}"))
+        try:
+            channel.bind(os.path.join(self._folder, f"{device.endpoint}.{openid:x}"))
+        except zmq.ZMQError as error:  # something lies in the way, or the file system is full
+            channel.close()
+            self._node.log(f"{device.vm}.{device.name}: not opened: {error}")
+            provider.opened(key, ticket, False)
+            return
         device.channel = channel
         self.open_session(device, channel)
         provider.opened(key, ticket, True)

@@ -46,9 +46,7 @@ class Front:
 
     def stop(self) -> None:
         """The last reply must reach the client before the process ends; a client that is gone costs 0.2 s."""
-        self._port.socket.setsockopt(zmq.LINGER, 200)
-        self._port.socket.close()
-        self._node.context.term()
+        self._port.flush_and_close(0.2)
 
     def stats(self) -> dict[str, dict[str, Any]]:
         return {"front": {"counters": {"lost_replies": self._lost}}}

@@ -58,22 +58,24 @@ class LogFile:
         for line in lines:
             self.tail.append(line.decode(errors="replace"))
         data = b"".join(now + b" " + line + b"\n" for line in lines)
-        if self._fd < 0:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            self._size = os.fstat(self._fd).st_size
-        if self._size and self._size + len(data) > ROTATE_BYTES:
-            self._rotate()
-        os.write(self._fd, data)
-        self._size += len(data)
+        with contextlib.suppress(OSError):  # a full disk costs lines, not the machine
+            if self._fd < 0:
+                self._open()
+            if self._size and self._size + len(data) > ROTATE_BYTES:
+                self._rotate()
+            self._size += os.write(self._fd, data)
+
+    def _open(self) -> None:
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._size = os.fstat(self._fd).st_size
 
     def _rotate(self) -> None:
-        os.close(self._fd)
+        self.close()
         for number in range(KEEP, 0, -1):
             older = self._path if number == 1 else f"{self._path}.{number - 1}"
             with contextlib.suppress(FileNotFoundError):
                 os.replace(older, f"{self._path}.{number}")
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._size = 0
+        self._open()
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -43,6 +43,9 @@ class Shutdown:
                 return
             names = self._phases.pop(0)
             running = self._supervisor.running
+            late = [name for name in running if name not in names]
+            if late and not self._phases:  # born after we began
+                self._phases, names = [names], late
             self._waiting = {name: running[name] for name in names if name in running}
             if not self._phases:  # only the front door is left: the last thing it carries is this
                 self._report({"step": "stopped", "killed": self._killed})

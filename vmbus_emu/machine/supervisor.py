@@ -24,6 +24,10 @@ from vmbus_emu.procfs import start_time
 from vmbus_emu.task import Future
 
 
+#: The largest message in memory that the machine reads from a process; the figures of 1,000 guests need 1 MB.
+MAX_IN_MEMORY = 32 << 20
+
+
 @dataclass(slots=True)
 class Process:
     """One process the machine started: running while ``exit_code`` and ``signal`` are both ``None``."""
@@ -48,6 +52,14 @@ class Process:
         return f"exited with status {self.exit_code}"
 
 
+def signal_name(number: int) -> str:
+    """``SIGKILL``; the real-time signals between the first and the last have no names."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}" if number > signal.SIGRTMIN else f"SIG{number}"
+
+
 OnMessage = Callable[["Process", Message, list[int]], Any]
 OnExit = Callable[["Process"], Any]
 
@@ -65,7 +77,7 @@ class Supervisor:
         self._on_exit = on_exit
         self._incarnations: dict[str, int] = {}
         self._logs: dict[str, LogFile] = {}
-        self._unborn: dict[str, tuple[node.Birth, socket.socket, Future[Process]]] = {}
+        self._unborn: dict[str, tuple[node.Birth, socket.socket, Future[Process | None]]] = {}
         #: The latest process of each name, running or dead.
         self.processes: dict[str, Process] = {}
 
@@ -90,15 +102,17 @@ class Supervisor:
         os.close(writing)
         return self._register(birth, pid, near)
 
-    def spawn_from(self, zygote: Process, name: str, entry: str, descriptors: socket.socket) -> Future[Process]:
-        """The same through a zygote that has loaded ``entry``. Stays unresolved if the zygote dies."""
+    def spawn_from(
+        self, zygote: Process, name: str, entry: str, descriptors: socket.socket
+    ) -> Future[Process | None]:
+        """The same through a zygote that has loaded ``entry``; ``None`` if it dies before."""
         birth, near, far, writing = self._conceive(name, entry)
         fds = [far.fileno(), writing, descriptors.fileno()]
         zygote.line.send({"t": "bear", "birth": birth.describe()}, fds)
         far.close()
         descriptors.close()
         os.close(writing)
-        born: Future[Process] = Future()
+        born: Future[Process | None] = Future()
         self._unborn[name] = (birth, near, born)
         return born
 
@@ -106,6 +120,13 @@ class Supervisor:
         """The zygote's answer: the process exists, and is our child."""
         birth, near, born = self._unborn.pop(name)
         born.resolve(self._register(birth, pid, near))
+
+    def stillborn(self) -> None:
+        """The zygote is dead: it bears nobody any more."""
+        unborn, self._unborn = self._unborn, {}
+        for _, near, born in unborn.values():
+            near.close()
+            born.resolve(None)
 
     def _conceive(self, name: str, entry: str) -> tuple[node.Birth, socket.socket, socket.socket, int]:
         """What a new process needs: its birth, both ends of its lifeline, the writing end of its log."""
@@ -123,7 +144,8 @@ class Supervisor:
         def received(message: Message, fds: list[int]) -> None:
             self._on_message(process, message, fds)
 
-        process = Process(name, pid, birth.incarnation, pidfd, Lifeline(self._loop, near, received, lambda: None))
+        line = Lifeline(self._loop, near, received, lambda: None, MAX_IN_MEMORY)
+        process = Process(name, pid, birth.incarnation, pidfd, line)
         self.processes[name] = process
         self._loop.watch(pidfd, lambda events: self._reap(process))
         return process
@@ -146,14 +168,17 @@ class Supervisor:
         self._loop.watch(reading, readable)
 
     def _reap(self, process: Process) -> None:
-        result = os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED)
+        try:
+            result = os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED)
+        except ChildProcessError:
+            return  # a zygote's, whose middle process has not ended yet: it becomes our child in a moment
         self._loop.unwatch(process.pidfd)
         os.close(process.pidfd)
         if result is None or result.si_code == os.CLD_EXITED:
             process.exit_code = result.si_status if result is not None else 0
         else:
-            process.signal = signal.Signals(result.si_status).name
-        process.line.close()
+            process.signal = signal_name(result.si_status)
+        process.line.drain()  # its last words may have come after we last looked
         self._on_exit(process)
 
     def kill(self, process: Process, number: int = signal.SIGKILL) -> None:

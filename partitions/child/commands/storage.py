@@ -126,7 +126,7 @@ async def inquiry(session: Session, arguments: list[str]) -> int:
             page = int(arguments[1], 16)
         except ValueError:
             page = 256
-        if page > 255:
+        if not 0 <= page <= 255:
             raise Usage(f"page {arguments[1]!r} is not a byte in hex")
     _, scsi_status, data, sense = await command(scsi.inquiry(255, page), 255)
     if scsi_status:
