@@ -24,6 +24,8 @@ MAX_MESSAGE = 128 * 1024
 MAX_FDS = 64
 #: Console data per message.
 CHUNK = 32 * 1024
+#: Chunks that may be under way in each direction of a console session.
+WINDOW = 8
 
 #: The type of what arrives in place of a message that is none: not msgpack, not a map, without a type.
 MALFORMED = "malformed"

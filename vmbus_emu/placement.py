@@ -79,6 +79,7 @@ MEANING = {
     "netvsp": "network VSP and virtual switch",
     "management": "the controlling function: creates and starts partitions",
     "child": "guest with storvsc and netvsc",
+    "zygote": "has the code of a VM loaded and forks VMs",
 }
 MONOLITH_MEANING = MEANING | {
     "storvsp": "disk drivers alone: guests call them, there is no VSP",
@@ -244,9 +245,13 @@ def plan(topology: Topology) -> Plan:
     """What ``up`` would build. Starts nothing."""
     monolith = topology.arch == "monolithic"
     meaning = MONOLITH_MEANING if monolith else MEANING
+    links: list[PlanLink] = []
     box = PlanComponent("machine", "machine", "the box: power, media, consoles")
     planned = [PlanProcess("machine", "machine", (box,))]
-    links: list[PlanLink] = []
+    for role, name in ZYGOTES.items():
+        if any(process.role == role for process in processes(topology)):
+            planned.append(PlanProcess(name, "zygote", (PlanComponent(name, "zygote", MEANING["zygote"]),)))
+            links.append(PlanLink("machine", name, "lifeline", "births"))
     for process in processes(topology):
         planned.append(
             PlanProcess(

@@ -10,14 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vmbus_emu.lifeline import CHUNK
+from vmbus_emu.lifeline import CHUNK, WINDOW
 from vmbus_emu.task import Cancelled, Future, Task
 
 if TYPE_CHECKING:
     from partitions.child.guest import Guest
-
-#: Chunks that may be under way in each direction of a session.
-WINDOW = 8
 
 STATUS_USAGE = 2
 STATUS_UNKNOWN_COMMAND = 127

@@ -53,6 +53,7 @@ class EchoFailure(enum.Enum):
     UNKNOWN_NAME = "name not known"
     TOO_BIG = "message too long"                    #: longer than the MTU; nothing is fragmented here
     BUSY = "too many packets wait"                  #: one of the bounds of this module
+    ADAPTER_GONE = "network adapter is gone"        #: unplugged for good; what waited ends with this too
 
 
 EchoOutcome = EchoReply | EchoFailure | None
@@ -122,6 +123,7 @@ class IpStack:
         self._mask = (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF
         self._hosts = hosts
         self._log = log
+        self._adapter_gone = False
         self._count = IpCounters()
         self._neighbours: dict[bytes, bytes] = {}
         self._resolving: dict[bytes, _Resolving] = {}
@@ -181,7 +183,7 @@ class IpStack:
             return EchoFailure.TOO_BIG
         if len(self._echoes) >= MAX_ECHOES:
             return EchoFailure.BUSY
-        return None
+        return EchoFailure.ADAPTER_GONE if self._adapter_gone else None
 
     def _free_key(self, sequence: int) -> int:
         """An identifier that no outstanding echo of this sequence number has. There is one: MAX_ECHOES is smaller."""
@@ -256,11 +258,23 @@ class IpStack:
             status = self._port.transmit(frame)
             if status is not Status.BUSY:
                 self._count.dropped_out += status is not Status.OK
+                if status is Status.GONE and not self._adapter_gone:
+                    self._adapter_gone = True
+                    self._loop.call_soon(self._give_up)  # not now: the caller is still filling in its tables
                 return
         if len(self._backlog) < BACKLOG:
             self._backlog.append(frame)
         else:
             self._count.dropped_out += 1
+
+    def _give_up(self) -> None:
+        """There is no adapter any more: nobody waits for an answer, or for a neighbour."""
+        for echo in list(self._echoes.values()):
+            self._echo_failed(echo, EchoFailure.ADAPTER_GONE)
+        for resolving in self._resolving.values():
+            if resolving.timer is not None:
+                resolving.timer.cancel()
+        self._resolving.clear()
 
     def _drain(self) -> None:
         """The adapter has credit again."""

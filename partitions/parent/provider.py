@@ -30,7 +30,7 @@ from partitions.parent.vsplink import (
 from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Code, HvStatus, PortType, Property, SynicMessage
-from vmbus_emu.protocol.vmbus import version_text
+from vmbus_emu.protocol.vmbus import USER_DATA_BYTES, version_text
 from vmbus_emu.task import Task
 from vmbus_emu.vmbus import effects as fx
 from vmbus_emu.vmbus.server import Connection
@@ -38,6 +38,8 @@ from vmbus_emu.vp import VirtualProcessor
 
 #: Messages that may wait for a child to take them; a child that takes none is cut off.
 MAX_BACKLOG = 512
+#: Devices that VSPs may offer, over all guests.
+MAX_DEVICES = 1 << 16
 #: Refusals of one guest that are written to the log; the rest are only counted.
 LOGGED_REFUSALS = 20
 
@@ -241,7 +243,8 @@ class Provider:
                     self.gpadl_torn_down(device.vsp, device.key, gpadl, ticket)
             case fx.Freed(relid):
                 device = guest.devices.pop(relid)
-                self._devices.pop((device.vsp, device.key), None)
+                if self._devices.get((device.vsp, device.key)) is device:  # it may have been offered anew
+                    del self._devices[device.vsp, device.key]
             case fx.Contacted(version, _, _, _):
                 self._log(f"{guest.name}: VMBus connection, version {version_text(version)}")
             case fx.VersionRefused(version):
@@ -267,6 +270,13 @@ class Provider:
     # -- the VSPs' side (through VspFace) -------------------------------------------------------------
 
     def offer(self, vsp: str, key: int, vm: str, interface: bytes, instance: bytes, user_data: bytes) -> None:
+        known = self._devices.get((vsp, key))
+        if (
+            len(interface) != 16 or len(instance) != 16 or len(user_data) > USER_DATA_BYTES
+            or (known is not None and not known.revoked) or len(self._devices) >= MAX_DEVICES
+        ):
+            self._strange += 1  # a VSP in a partition of its own can send anything, like a guest
+            return
         offer = fx.Offer(UUID(bytes_le=interface), UUID(bytes_le=instance), user_data)
         device = self._devices[(vsp, key)] = _Device(vsp, key, vm, offer)
         for guest in self._guests.values():

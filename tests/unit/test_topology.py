@@ -10,9 +10,10 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from partitions.parent.process import MAX_CHANNELS
 from vmbus_emu.topology import Overrides, Topology, TopologyErrors, build, check_limits, load, parse
 from vmbus_emu.topology import data as data
-from vmbus_emu.topology.limits import Demand
+from vmbus_emu.topology.limits import MAX_SOCKETS, Demand
 
 Lab = Callable[[str], Path]
 
@@ -298,11 +299,15 @@ def test_too_many_vms_for_descriptors_are_told_with_both_numbers_and_what_fits()
 
 def test_sockets_and_processes_are_limits_too() -> None:
     topology = build(None, Overrides(vms=600))
-    assert "1208 ZeroMQ sockets" in check_limits(topology, ENOUGH, ENOUGH)[0]
-    assert "608 processes" in check_limits(topology, ENOUGH, (100, 607), max_sockets=10**6)[0]
-    assert check_limits(topology, ENOUGH, (100, 608), max_sockets=10**6) == []
+    assert "1208 ZeroMQ sockets" in check_limits(topology, ENOUGH, ENOUGH, max_sockets=1023)[0]
+    assert "610 processes" in check_limits(topology, ENOUGH, (100, 609), max_sockets=10**6)[0]
+    assert check_limits(topology, ENOUGH, (100, 610), max_sockets=10**6) == []
     infinite = (1, resource.RLIM_INFINITY)
     assert check_limits(topology, infinite, infinite, max_sockets=10**6) == []
+
+
+def test_a_parent_asks_libzmq_for_as_many_sockets_as_the_limit_promises() -> None:
+    assert MAX_CHANNELS == MAX_SOCKETS
 
 
 def test_the_monolith_needs_no_process_per_vm() -> None:

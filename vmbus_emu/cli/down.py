@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from vmbus_emu.cli.options import name_option
-from vmbus_emu.cli.progress import progress_line
+from vmbus_emu.cli.table import printable
+
+#: The steps of a power-off that the user should hear of, and what they mean.
+_TOLD = {
+    "escalated": "did not stop when asked, killed",
+    "waiting": "killed, but not gone yet, usually for I/O",
+    "killing": "does not answer, killed",
+}
 
 
 @click.command(short_help="End a machine.")
@@ -43,10 +53,15 @@ def _end(name: str, timeout: float) -> bool:
     except NotRunning:
         return False
     try:
-        with progress_line() as progress:
-            machine.down(progress=progress, timeout=timeout)
+        machine.down(progress=_tell, timeout=timeout)
     except NotRunning:
         return False
     finally:
         machine.close()
     return True
+
+
+def _tell(step: Mapping[str, Any]) -> None:
+    """Name whom a power-off waits for, on a terminal or not: a quiet one needs no words, this one has lost something."""
+    if step.get("step") in _TOLD and step.get("waiting"):
+        click.echo(printable(f"{', '.join(step['waiting'])}: {_TOLD[step['step']]}"), err=True)

@@ -38,12 +38,12 @@ class Figures:
         del self._rounds[number]
         return collected
 
-    def arrived(self, name: str, message: Message) -> None:
-        """A process's answer; a late one is dropped."""
-        asked = self._rounds.get(message["id"])
-        if asked is not None:
+    def arrived(self, name: str, number: int, figures: Mapping[str, Mapping[str, Any]]) -> None:
+        """A process's answer to round ``number``, by component; a late or unasked one is dropped."""
+        asked = self._rounds.get(number)
+        if asked is not None and name in asked[2]:
             collected, complete, waiting = asked
-            collected.update(message["stats"])
+            collected.update(figures)
             waiting.discard(name)
             if not waiting:
                 complete.resolve(None)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from vmbus_emu import lifeline, placement
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
+from vmbus_emu.machine import intake
 from vmbus_emu.machine.consoles import VM_DIED, Consoles
 from vmbus_emu.machine.figures import Figures, process_row
 from vmbus_emu.machine.media import Medium
@@ -29,6 +30,9 @@ from vmbus_emu.topology.data import Topology
 
 #: A machine whose components are not all ready by then does not come up.
 BOOT_DEADLINE_S = 60.0
+
+#: Messages refused that are written to the log; the rest are only counted.
+LOGGED_REFUSALS = 20
 
 _ROOT_VPS = {"parent": 0, "management": 1}
 
@@ -55,6 +59,8 @@ class Machine:
         self._memory: dict[str, int] = {}
         self._figures = Figures(loop)
         self._fallen: dict[str, str] = {}
+        self._names = {spec.name: frozenset(c.name for c in spec.components) for spec in self._specs.values()}
+        self._refused = 0
         self._front_restarts = 0
         self._front_ready: Future[None] = Future()
         self._zygote_ready: dict[str, Future[None]] = {}
@@ -158,6 +164,10 @@ class Machine:
     def _received(self, process: Process, message: Message, fds: list[int]) -> None:
         for fd in fds:
             os.close(fd)  # nobody sends the machine descriptors
+        role, carried = self._carried(process.name)
+        if not intake.accepts(role, carried, message):
+            self._refuse(process, message)
+            return
         match message["t"]:
             case "ready":
                 self._became_ready(process, message["component"])
@@ -166,7 +176,7 @@ class Machine:
             case "bound":
                 self._bound.setdefault(message["pid"], Future()).resolve(None)
             case "power_on":
-                self._power_on_partition(process, message)
+                self._power_on_partition(message)
             case "power_off":
                 self._power_off(message["pids"])
             case "component_died":
@@ -176,13 +186,24 @@ class Machine:
             case "not_started":
                 self._not_started(message["component"], message["why"])
             case "stats":
-                self._figures.arrived(process.name, message)
+                self._figures.arrived(process.name, message["id"], intake.figures(message["stats"], carried))
             case "request":
                 self._request(message["client"], message["request"])
             case "client_gone":
                 self._consoles.client_gone(message["client"])
             case "out" | "need" | "exit":
-                self._consoles.from_guest(message)
+                self._refused += not self._consoles.from_guest(process, message)
+
+    def _carried(self, name: str) -> tuple[str, Collection[str]]:
+        """A process's role, and the components for which it may speak."""
+        if name in self._specs:
+            return self._specs[name].role, self._names[name]
+        return ("front" if name == "front" else "zygote"), (name,)
+
+    def _refuse(self, process: Process, message: Message) -> None:
+        self._refused += 1
+        if self._refused <= LOGGED_REFUSALS:
+            self.log(f"{process.name} (pid {process.pid}) sent what it may not: {message['t'][:40]!r}")
 
     def _became_ready(self, process: Process, component: str) -> None:
         if component == "front":
@@ -205,16 +226,21 @@ class Machine:
         if ready is not None:
             ready.reject(BootFailed(f"{component} did not start: {why}"))
 
-    def _power_on_partition(self, hypervisor: Process, message: Message) -> None:
+    def _power_on_partition(self, message: Message) -> None:
         name = message["name"]
         spec = self._specs.get(name)
         running = self.supervisor.running
-        if hypervisor.name != "hypervisor" or spec is None or name in running or self._shutdown is not None:
-            hypervisor.line.send({"t": "powered", "partition": message["partition"], "vp": message["vp"], "pid": None})
+        if spec is None or name in running or self._shutdown is not None:
+            self._cannot_power_on(message["partition"], message["vp"])
             return
         Task(self.loop, self._bear(spec, message["partition"], message["vp"]))
 
+    def _cannot_power_on(self, partition: int, vp: int) -> None:
+        hypervisor = self.supervisor.processes["hypervisor"]
+        hypervisor.line.send({"t": "powered", "partition": partition, "vp": vp, "pid": None})
+
     async def _bear(self, spec: ProcessSpec, partition: int, vp: int) -> None:
+        process: Process | None
         zygote = placement.ZYGOTES.get(spec.role)
         if zygote is None:
             process, descriptors = self._power_on(spec)
@@ -224,6 +250,10 @@ class Machine:
             process = await self.supervisor.spawn_from(
                 self.supervisor.processes[zygote], spec.name, spec.entry, far
             )
+        if process is None:
+            descriptors.close()
+            self._cannot_power_on(partition, vp)
+            return
         self._partitions[spec.name] = partition
         self._announce("powered", process, partition, vp, descriptors)
         await self._bound[process.pid]  # it must have an identity before it speaks
@@ -237,6 +267,8 @@ class Machine:
     def _exited(self, process: Process) -> None:
         self.log(f"{process.name} (pid {process.pid}, incarnation {process.incarnation}) {process.ending}")
         self._consoles.process_died(process)
+        if process.name in self._zygote_ready:
+            self.supervisor.stillborn()
         if self._shutdown is not None:
             self._shutdown.exited(process)
             return
@@ -244,19 +276,24 @@ class Machine:
             self._front_restarts += 1
             self._start_front()
             return
-        for role, name in placement.ZYGOTES.items():
-            if process.name == name:
-                self._start_zygote(role, name)
-                return
         tail = self.supervisor.log(process.name).tail
         reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {tail[-1]}" if tail else "")
-        for component in self._specs[process.name].components:
-            if not self._ready[component.name].done:
-                self._ready[component.name].reject(BootFailed(reason))
+        for role, name in placement.ZYGOTES.items():
+            if process.name == name:
+                if self._zygote_ready[name].done:
+                    self._start_zygote(role, name)
+                else:  # it cannot load its role's code; another one could not either
+                    self._cannot_boot([s.name for s in self._specs.values() if s.role == role], reason)
+                return
+        self._cannot_boot(self._names[process.name], reason)
         self._tell_of_death(process)
         if self.state in ("ready", "degraded"):
             alive = any(self._hosts[vm] in self.supervisor.running for vm in self._vms)
             self.state = "degraded" if alive or not self._vms else "halted"
+
+    def _cannot_boot(self, components: Collection[str], reason: str) -> None:
+        for component in components:
+            self._ready[component].reject(BootFailed(reason))  # of no effect on one that is ready
 
     def _tell_of_death(self, process: Process) -> None:
         running = self.supervisor.running
@@ -275,19 +312,23 @@ class Machine:
 
     def _request(self, client: bytes, request: Message) -> None:
         number = request.get("id", 0)
-        match request.get("verb"):
+        if type(number) is not int:
+            number = 0
+        wrong = intake.understood(request)
+        if wrong:
+            self._reply(client, {"id": number, "error": wrong})
+            return
+        match request["verb"]:
             case "info":
                 self._reply(client, {"id": number, "info": self.info()})
             case "ps":
                 Task(self.loop, self._ps(client, number))
             case "exec":
-                self._exec(client, number, str(request.get("vm")), [str(word) for word in request.get("argv", [])])
+                self._exec(client, number, request["vm"], request.get("argv", []))
             case "stdin" | "credit" | "cancel":
                 self._consoles.from_client(client, request)
             case "down":
                 self.power_off(lambda step: self._reply(client, {"id": number, **step}))
-            case verb:
-                self._reply(client, {"id": number, "error": f"this machine knows no verb {verb!r}"})
 
     def _exec(self, client: bytes, number: int, vm: str, argv: list[str]) -> None:
         if vm not in self._vms:
@@ -302,6 +343,9 @@ class Machine:
             ending = f"is dead: {host.name} was {host.ending}"
         elif vm in self._fallen:
             ending = f"is dead: {self._fallen[vm]}"
+        elif not self._ready[vm].done:
+            self._reply(client, {"id": number, "error": f"{vm} is still starting", "hint": "try again in a moment"})
+            return
         if host is None or ending is not None:
             reason = f"{vm} {ending}"
             self._reply(client, {"id": number, "t": "exit", "session": 0, "status": VM_DIED, "reason": reason})
@@ -338,7 +382,11 @@ class Machine:
 
     def _machine_row(self) -> Message:
         front = self.supervisor.processes.get("front")
-        counters = {"front_pid": front.pid if front else None, "front_restarts": self._front_restarts}
+        counters = {
+            "front_pid": front.pid if front else None,
+            "front_restarts": self._front_restarts,
+            "refused": self._refused,
+        }
         row = process_row("machine", "machine", "machine", None, True, {"counters": counters})
         return {**row, "pid": os.getpid(), "state": "ready", "incarnation": 1}
 

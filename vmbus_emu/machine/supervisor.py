@@ -23,7 +23,6 @@ from vmbus_emu.machine.logs import LogFile
 from vmbus_emu.procfs import start_time
 from vmbus_emu.task import Future
 
-
 #: The largest message in memory that the machine reads from a process; the figures of 1,000 guests need 1 MB.
 MAX_IN_MEMORY = 32 << 20
 

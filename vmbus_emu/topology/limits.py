@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from vmbus_emu.topology.data import Topology
 
-#: libzmq's default of sockets per context.
-MAX_SOCKETS = 1023
-#: Processes beside the VMs': machine, hypervisor, parent, management, one per VSP, and the command line's own.
-OTHER_PROCESSES = 8
+#: Sockets per context; what partitions/parent/process.py asks libzmq for.
+MAX_SOCKETS = 16384
+#: Beside the VMs': machine, front door, zygote, hypervisor, parent, management, one per VSP, the command line's own.
+OTHER_PROCESSES = 10
 Limit = tuple[int, int]
 
 

@@ -1,0 +1,119 @@
+"""What processes and clients may tell the machine, as tables: which message, from whom, with fields of which types.
+
+The machine is everybody's neighbour: a guest writes its console and its figures to it. So nothing that arrives is
+believed before it was held against these tables (design: rule 12), and nobody speaks for somebody else. Types
+are exact: a ``bool`` is no number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from vmbus_emu.lifeline import CHUNK
+
+Fields = Mapping[str, tuple[type, ...]]
+
+_INT, _STR, _BYTES, _BOOL = (int,), (str,), (bytes,), (bool,)
+
+#: From the processes of the machine itself, by the sender's role.
+OWN: Mapping[str, Mapping[str, Fields]] = {
+    "front": {
+        "ready": {"component": _STR},
+        "request": {"client": _BYTES, "request": (dict,)},
+        "client_gone": {"client": _BYTES},
+    },
+    "zygote": {"ready": {"component": _STR}, "born": {"name": _STR, "pid": _INT}},
+}
+#: From every process that carries components.
+ANYBODY: Mapping[str, Fields] = {
+    "ready": {"component": _STR},
+    "not_started": {"component": _STR, "why": _STR},
+    "component_died": {"component": _STR, "why": _STR},
+    "log": {"component": _STR, "text": _STR},
+    "stats": {"id": _INT, "stats": (dict,)},
+    "out": {"session": _INT, "stream": _INT, "data": _BYTES},
+    "need": {"session": _INT, "chunks": _INT},
+    "exit": {"session": _INT, "status": _INT},
+}
+#: Besides, from the process with this role.
+ROLES: Mapping[str, Mapping[str, Fields]] = {
+    "hypervisor": {
+        "bound": {"pid": _INT},
+        "power_on": {"partition": _INT, "vp": _INT, "name": _STR},
+        "power_off": {"pids": (list,)},
+    },
+}
+#: Roles that may report that somebody else's component did not start.
+SPOKESMEN = frozenset(("management",))
+
+#: Requests of clients, by verb; a field that is missing has the default that its reader gives it.
+REQUESTS: Mapping[str, Fields] = {
+    "info": {},
+    "ps": {},
+    "down": {},
+    "exec": {"vm": _STR, "argv": (list,)},
+    "stdin": {"session": _INT, "data": _BYTES, "end": _BOOL},
+    "credit": {"session": _INT, "chunks": _INT},
+    "cancel": {"session": _INT},
+}
+
+_MAX_INT = 1 << 63
+_MAX_COUNTERS = 64
+
+
+def _fits(message: Mapping[str, Any], fields: Fields) -> bool:
+    return all(name in message and type(message[name]) in types for name, types in fields.items())
+
+
+def accepts(role: str, carried: Collection[str], message: Mapping[str, Any]) -> bool:
+    """Whether a process of ``role``, with the components ``carried``, may send ``message``."""
+    kind = message["t"]
+    if role in OWN:
+        fields = OWN[role].get(kind)
+        return fields is not None and _fits(message, fields)
+    fields = ANYBODY.get(kind) or ROLES.get(role, {}).get(kind)
+    if fields is None or not _fits(message, fields):
+        return False
+    if kind == "not_started" and role in SPOKESMEN:
+        return True
+    if kind == "out":
+        return message["stream"] in (1, 2) and len(message["data"]) <= CHUNK
+    return "component" not in fields or message["component"] in carried
+
+
+def understood(request: Mapping[str, Any]) -> str:
+    """What is wrong with a client's request; empty if nothing is."""
+    verb = request.get("verb")
+    fields = REQUESTS.get(verb) if isinstance(verb, str) else None
+    if fields is None:
+        return f"this machine knows no verb {str(verb)[:40]!r}"
+    for name, types in fields.items():
+        if name in request and type(request[name]) not in types:
+            return f"{verb}: {name} must be {' or '.join(t.__name__ for t in types)}"
+    if verb == "exec" and not ("vm" in request and all(type(word) is str for word in request.get("argv", []))):
+        return "exec: it takes a VM and words"
+    return ""
+
+
+def figures(stats: Mapping[Any, Any], carried: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Of what a process reports, what is about its own components and has the right shape."""
+    return {name: _figures(stats[name]) for name in carried if isinstance(stats.get(name), dict)}
+
+
+def _figures(reported: Mapping[Any, Any]) -> dict[str, Any]:
+    clean: dict[str, Any] = {}
+    for name, types in (("io", _INT), ("last_io", (int, float))):
+        value = reported.get(name)
+        if isinstance(value, types) and 0 <= value < _MAX_INT:
+            clean[name] = value
+    counters = reported.get("counters")
+    if isinstance(counters, dict):
+        plain = [(str(key)[:64], value) for key, value in counters.items() if _is_number(value)]
+        clean["counters"] = dict(plain[:_MAX_COUNTERS])
+    return clean
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int or (type(value) is float and math.isfinite(value))
