@@ -89,4 +89,4 @@ for arch in microkernel disaggregated monolithic; do
     printf '%-13s %s (%s), %s, %s\n' "$arch" "$same" "$took" "$ping" "$down"
 done
 [[ $failures == 0 ]] || fail "see the words in capitals above"
-echo "try next:     $vmbus_emu up"
+echo "try next:     ${vmbus_emu#"$PWD"/} up"

@@ -15,6 +15,16 @@ def start_time(pid: int) -> int:
     return int(fields[19]) if fields else 0
 
 
+def has_ended(pid: int, started: int) -> bool:
+    """Whether the process of that pid and start time is gone, or dead to its last thread and only unreaped.
+
+    A process that is killed shows as a zombie as soon as its first thread has ended; until the last one has, its
+    sockets and locks live on.
+    """
+    fields = stat_fields(pid)
+    return not fields or int(fields[19]) != started or (fields[0] == "Z" and int(fields[17]) <= 1)
+
+
 def stat_fields(pid: int) -> list[str]:
     """The fields of ``/proc/PID/stat`` from the state on (the name before them may contain anything)."""
     try:

@@ -34,6 +34,10 @@ from vmbus_emu.zmqport import Context
 RECEIVE_PAGES = 26
 
 
+#: What each VSP serves.
+_INTERFACES = {"storvsp": guids.SCSI, "netvsp": guids.NETWORK}
+
+
 class BusDriver:
     """``disks`` and ``nics`` by VMBus instance id; ``on_ready(ok, why)`` is called once when all are attached."""
 
@@ -201,6 +205,13 @@ class BusDriver:
         if offer is not None:
             self._devices[offer.instance].give_up()
         self._apply(self.client.close(relid))
+
+    def abandon(self, vsp: str) -> None:
+        """The machine says that ``vsp`` is dead and that no rescind can come: the hypervisor is dead too."""
+        interface = _INTERFACES[vsp].bytes_le
+        for relid, offer in list(self._offers.items()):
+            if offer.interface == interface:
+                self._rescinded(relid)
 
     def listing(self) -> list[tuple[int, str, str, str]]:
         """For ``lsvmbus``: relid, kind, instance id and state of every channel."""

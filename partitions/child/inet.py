@@ -7,8 +7,8 @@ No routes beyond the adapter's own subnet, no fragments, no options sent, no UDP
 ``arp_accept``, the stack also learns addresses from ARP broadcasts that are not meant for it: N guests that
 announce themselves once know each other without N² requests.
 
-Bounds: :data:`TABLE_SIZE` neighbours known, :data:`MAX_RESOLVING` being asked for, :data:`NEIGHBOUR_QUEUE` packets
-waiting for each, :data:`BACKLOG` frames waiting for the adapter, :data:`MAX_ECHOES` echoes without an answer.
+Bounds: those of :mod:`partitions.child.neighbours`, :data:`BACKLOG` frames waiting for the adapter,
+:data:`MAX_ECHOES` echoes without an answer.
 """
 
 from __future__ import annotations
@@ -22,18 +22,13 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from partitions.child import inet_formats as formats
+from partitions.child.neighbours import Neighbours
 from vmbus_emu.device import ETHERNET_HEADER, Buffer, NetworkPort, Status
 from vmbus_emu.loop import Loop, Timer
 from vmbus_emu.task import Future
 
-TABLE_SIZE = 1024
-MAX_RESOLVING = 256
-NEIGHBOUR_QUEUE = 16
 BACKLOG = 256
 MAX_ECHOES = 4096
-#: Seconds between ARP requests for one neighbour, and how many are sent before it counts as unreachable.
-ARP_INTERVAL = 1.0
-ARP_TRIES = 3
 _NO_MAC = bytes(6)
 
 
@@ -94,17 +89,6 @@ class _Echo(NamedTuple):
     outcome: Future[EchoOutcome]
 
 
-class _Resolving:
-    """A neighbour that is being asked for, and the packets that wait for it: each with its echo, if it is one."""
-
-    __slots__ = ("timer", "tries", "waiting")
-
-    def __init__(self) -> None:
-        self.tries = 0
-        self.timer: Timer | None = None
-        self.waiting: list[tuple[bytes, _Echo | None]] = []
-
-
 class IpStack:
     """One address on one adapter."""
 
@@ -125,8 +109,12 @@ class IpStack:
         self._log = log
         self._adapter_gone = False
         self._count = IpCounters()
-        self._neighbours: dict[bytes, bytes] = {}
-        self._resolving: dict[bytes, _Resolving] = {}
+        self._neighbours: Neighbours[_Echo | None] = Neighbours(
+            loop,
+            lambda target: self._send_arp(formats.ARP_REQUEST, formats.BROADCAST, _NO_MAC, target),
+            lambda mac, packet: self._send_frame(mac, formats.ETHERTYPE_IPV4, packet),
+            self._unreachable,
+        )
         self._echoes: dict[int, _Echo] = {}         # by key
         self._identifiers = itertools.count(1)
         self._backlog: deque[bytes] = deque()
@@ -168,7 +156,7 @@ class IpStack:
 
     def arp_table(self) -> dict[str, str]:
         """Known neighbours: address to Ethernet address, for display."""
-        return {formats.show_address(address): mac.hex(":") for address, mac in self._neighbours.items()}
+        return {formats.show_address(address): mac.hex(":") for address, mac in self._neighbours.table.items()}
 
     def stats(self) -> IpCounters:
         """A copy of the counters."""
@@ -216,36 +204,16 @@ class IpStack:
         if target == self._own:
             self._loop.call_soon(self._ipv4, packet)
             return
-        mac = self._neighbours.get(target)
+        mac = self._neighbours.table.get(target)
         if mac is not None:
             self._send_frame(mac, formats.ETHERTYPE_IPV4, packet)
-            return
-        resolving = self._resolving.get(target)
-        if resolving is None:
-            if len(self._resolving) >= MAX_RESOLVING:
-                self._count.dropped_out += 1
-                self._echo_failed(echo, EchoFailure.BUSY)
-                return
-            resolving = self._resolving[target] = _Resolving()
-            resolving.waiting.append((packet, echo))
-            self._ask(target, resolving)
-        elif len(resolving.waiting) < NEIGHBOUR_QUEUE:
-            resolving.waiting.append((packet, echo))
-        else:
+        elif not self._neighbours.wait(target, packet, echo):
             self._count.dropped_out += 1
             self._echo_failed(echo, EchoFailure.BUSY)
 
-    def _ask(self, target: bytes, resolving: _Resolving) -> None:
-        """The next ARP request for ``target``; after the last one, everything that waited is unreachable."""
-        if resolving.tries == ARP_TRIES:
-            del self._resolving[target]
-            self._count.unreachable += len(resolving.waiting)
-            for _, echo in resolving.waiting:
-                self._echo_failed(echo, EchoFailure.HOST_UNREACHABLE)
-            return
-        resolving.tries += 1
-        resolving.timer = self._loop.call_later(ARP_INTERVAL, self._ask, target, resolving)
-        self._send_arp(formats.ARP_REQUEST, formats.BROADCAST, _NO_MAC, target)
+    def _unreachable(self, echo: _Echo | None) -> None:
+        self._count.unreachable += 1
+        self._echo_failed(echo, EchoFailure.HOST_UNREACHABLE)
 
     def _send_arp(self, operation: int, to: bytes, target_mac: bytes, target: bytes) -> None:
         self._count.arp_out += 1
@@ -271,10 +239,7 @@ class IpStack:
         """There is no adapter any more: nobody waits for an answer, or for a neighbour."""
         for echo in list(self._echoes.values()):
             self._echo_failed(echo, EchoFailure.ADAPTER_GONE)
-        for resolving in self._resolving.values():
-            if resolving.timer is not None:
-                resolving.timer.cancel()
-        self._resolving.clear()
+        self._neighbours.stop()
 
     def _drain(self) -> None:
         """The adapter has credit again."""
@@ -319,23 +284,9 @@ class IpStack:
                     self._log(f"{formats.show_address(self._own)} is also claimed by {source.hex(':')}")
             return
         if self._on_link(arp.sender) and any(arp.sender):  # 0.0.0.0: a probe by somebody without an address yet
-            self._learn(arp.sender, source)
+            self._neighbours.learn(arp.sender, source)
         if arp.operation == formats.ARP_REQUEST and arp.target == self._own:
             self._send_arp(formats.ARP_REPLY, source, source, arp.sender)
-
-    def _learn(self, address: bytes, mac: bytes) -> None:
-        neighbours = self._neighbours
-        if neighbours.get(address) != mac:
-            neighbours.pop(address, None)
-            if len(neighbours) >= TABLE_SIZE:
-                del neighbours[next(iter(neighbours))]  # learned longest ago
-            neighbours[address] = mac
-        resolving = self._resolving.pop(address, None)
-        if resolving is not None:
-            if resolving.timer is not None:
-                resolving.timer.cancel()
-            for packet, _ in resolving.waiting:
-                self._send_frame(mac, formats.ETHERTYPE_IPV4, packet)
 
     def _ipv4(self, packet: Buffer) -> None:
         count = self._count

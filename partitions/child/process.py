@@ -23,6 +23,7 @@ class ChildProcess:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._guest: Guest | None = None
+        self._bus: BusDriver | None = None
         self._told = False
 
     def start(self, config: Message) -> None:
@@ -32,7 +33,7 @@ class ChildProcess:
         nics = {name: NetVsc(node.loop, name, self._kernel_log) for name in guest["nics"]}
         self._guest = Guest(node.loop, guest, disks, nics, node.lifeline.send, node.log)
         vp = VirtualProcessor(node.loop, node.context)
-        bus = BusDriver(
+        bus = self._bus = BusDriver(
             node.loop,
             node.context,
             vp,
@@ -69,6 +70,9 @@ class ChildProcess:
     def handle(self, message: Message, fds: list[int]) -> None:
         if self._guest is not None and "session" in message:
             self._guest.console.handle(message)
+        elif self._bus is not None and message["t"] == "vsps_died":
+            for name in message["names"]:
+                self._bus.abandon(name)
 
     def stats(self) -> dict[str, dict[str, Any]]:
         return {} if self._guest is None else {self._node.name: self._guest.stats()}

@@ -1,10 +1,8 @@
 """Bytes that nobody meant, at every place of the network path that a peer's bytes reach.
 
 Each case has its own seed, named in the assertion, so that a failure is repeated by that seed alone.
-``VMBUS_EMU_FUZZ_CASES`` sets the number of cases per question (default 300).
 """
 
-import os
 import random
 
 import pytest
@@ -28,15 +26,14 @@ from vmbus_emu.device import PortInfo, Status
 from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import nvsp, rndis
 
-CASES = int(os.environ.get("VMBUS_EMU_FUZZ_CASES", "300"))
 MAC, OTHER, THIRD = (bytes((2, 0, 0, 0, 0, number)) for number in (1, 2, 3))
 GPADL, SEND_GPADL, RECEIVE_BYTES = 5, 6, 32 * 1806
 FRAME = OTHER + MAC + b"\x08\x00" + bytes(60)
 EDGES = (0, 1, 2, 7, 8, 36, 44, 0x7FFFFFFF, 0x80000000, 0xFFFFFFDB, 0xFFFFFFF8, 0xFFFFFFFF)
 
 
-def cases(question):
-    for case in range(CASES):
+def cases(fuzz, question, count):
+    for case in fuzz(count):
         yield random.Random(f"{question} {case}"), f"seed {question!r} {case}"
 
 
@@ -91,55 +88,59 @@ DATA_SEEDS = [
 # -- decoders -------------------------------------------------------------------------------------------
 
 
-def test_nvsp_decodes_to_a_message_that_encodes_again_or_to_none():
-    known = 0
-    for rng, seed in cases("nvsp"):
+def test_nvsp_decodes_to_a_message_that_encodes_again_or_to_none(fuzz):
+    known = asked = 0
+    for rng, seed in cases(fuzz, "nvsp", 5000):
+        asked += 1
         wire = mutated(rng, rng.choice(NVSP_SEEDS))
         message = nvsp.decode(wire)
         if message is not None and not isinstance(message, nvsp.Seldom):
             known += 1
             assert nvsp.decode(nvsp.encode(message)) == message, seed
-    assert known > CASES // 10, "the mutations are too wild to reach anything"
+    assert known > asked // 10, "the mutations are too wild to reach anything"
 
 
-def test_unpacked_ranges_always_lie_in_the_buffer():
-    accepted = 0
-    for rng, seed in cases("ranges"):
+def test_unpacked_ranges_always_lie_in_the_buffer(fuzz):
+    accepted = asked = 0
+    for rng, seed in cases(fuzz, "ranges", 5000):
+        asked += 1
         ranges = [(rng.randrange(1, 2000), rng.randrange(30_000)) for _ in range(rng.randrange(1, 5))]
         unpacked = nvsp.unpack_ranges(mutated(rng, nvsp.pack_ranges(ranges, rng.randrange(2))), 32_000)
         if unpacked is not None:
             accepted += 1
             assert unpacked[0] in (0, 1), seed
             assert all(count > 0 and offset + count <= 32_000 for count, offset in unpacked[1]), seed
-    assert accepted > CASES // 10
+    assert accepted > asked // 10
 
 
-def test_rndis_decodes_to_a_message_that_encodes_again_or_to_none():
-    known = 0
-    for rng, seed in cases("rndis"):
+def test_rndis_decodes_to_a_message_that_encodes_again_or_to_none(fuzz):
+    known = asked = 0
+    for rng, seed in cases(fuzz, "rndis", 5000):
+        asked += 1
         message = rndis.decode(mutated(rng, rng.choice(CONTROL_SEEDS)))
         if message is not None:
             known += 1
             assert rndis.decode(rndis.encode(message)) == message, seed
-    assert known > CASES // 10
+    assert known > asked // 10
 
 
-def test_frames_never_exceed_the_message_they_came_in():
-    accepted = 0
-    for rng, seed in cases("frames"):
+def test_frames_never_exceed_the_message_they_came_in(fuzz):
+    accepted = asked = 0
+    for rng, seed in cases(fuzz, "frames", 5000):
+        asked += 1
         wire = mutated(rng, rng.choice(DATA_SEEDS))
         found = rndis.frames(wire)
         if found is not None:
             accepted += 1
             assert 1 <= len(found) <= rndis.MAX_PACKETS, seed
             assert sum(map(len, found)) + 44 * len(found) <= len(wire), seed
-    assert accepted > CASES // 10
+    assert accepted > asked // 10
 
 
-def test_internet_formats_take_any_bytes():
+def test_internet_formats_take_any_bytes(fuzz):
     echo = formats.pack_echo(8, 1, 2, b"payload")
     packet = formats.pack_ipv4(bytes(4), bytes(4), 1, 64, 1, echo)
-    for rng, seed in cases("internet"):
+    for rng, seed in cases(fuzz, "internet", 5000):
         wire = mutated(rng, packet)
         parsed = formats.parse_ipv4(wire)
         if isinstance(parsed, formats.Ipv4):
@@ -223,9 +224,9 @@ def random_packet(rng):
 
 
 @pytest.mark.parametrize("reached", [State.INIT, *(step[0] for step in HANDSHAKE)], ids=str)
-def test_a_guest_may_send_anything_in_any_state_and_nobody_else_notices(host, reached):
+def test_a_guest_may_send_anything_in_any_state_and_nobody_else_notices(fuzz, host, reached):
     survived = failed = 0
-    for rng, seed in cases(f"netvsp {reached}"):
+    for rng, seed in cases(fuzz, f"netvsp {reached}", 1000):
         near, far = channel_pair()
         failures = []
         far.on_failed = failures.append
@@ -278,10 +279,10 @@ HANDSHAKE_ROUNDS = 8
 
 
 @pytest.mark.parametrize("rounds", range(HANDSHAKE_ROUNDS + 1))
-def test_a_host_may_send_anything_to_an_adapter_at_any_step(rounds):
+def test_a_host_may_send_anything_to_an_adapter_at_any_step(fuzz, rounds):
     loop = Loop()
     try:
-        for rng, seed in cases(f"netvsc {rounds}"):
+        for rng, seed in cases(fuzz, f"netvsc {rounds}", 1000):
             near, far = channel_pair()
             failures = []
             near.on_failed = failures.append
@@ -342,11 +343,12 @@ def stack_frame(rng):
     return rng.choice((head + body, mutated(rng, head + body)))
 
 
-def test_frames_of_any_content_leave_a_stack_that_still_pings():
+def test_frames_of_any_content_leave_a_stack_that_still_pings(fuzz):
     loop = Loop()
-    answered = 0
+    answered = asked = 0
     try:
-        for rng, seed in cases("inet"):
+        for rng, seed in cases(fuzz, "inet", 3000):
+            asked += 1
             wire = Wire()
             stack = IpStack(loop, wire, "10.0.0.1", 24, {}, lambda line: None)
             for _ in range(rng.randrange(1, 20)):
@@ -363,4 +365,4 @@ def test_frames_of_any_content_leave_a_stack_that_still_pings():
             assert isinstance(outcome.result(), EchoReply), seed
     finally:
         loop.close()
-    assert answered > CASES, "the frames are too wild to be answered"
+    assert answered > asked, "the frames are too wild to be answered"

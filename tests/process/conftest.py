@@ -25,12 +25,12 @@ import pytest
 
 from vmbus_emu.client import Machine, MachineError, NotRunning
 from vmbus_emu.client.starter import recorded_processes
-from vmbus_emu.procfs import start_time, stat_fields
+from vmbus_emu.procfs import has_ended, start_time, stat_fields
 from vmbus_emu.runfolder import BASE_VARIABLE, RunFolder, list_machines
 from vmbus_emu.topology import Topology
 
 DEADLINE_S = 10.0
-_STATE, _SESSION = 0, 3
+_SESSION = 3                                      # in /proc/PID/stat, counted from the state
 _LISTENING = 0x10000
 _LOG_BYTES = 20_000
 
@@ -82,8 +82,9 @@ class Lab:
         self._sessions.add(pid)
 
     def program(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """The command line, running; ended with the test."""
-        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        """The command line, running; ended with the test. Its streams are unbuffered: what is read was needed."""
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        options = {**streams, "bufsize": 0, **options}
         self._programs.append(subprocess.Popen([sys.executable, "-m", "vmbus_emu", *arguments], **options))
         return self._programs[-1]
 
@@ -114,12 +115,12 @@ class Lab:
 
     def survivors(self) -> list[str]:
         """Processes of this test's machines that still exist. One that is dead and unreaped is not counted."""
-        pids = {pid for pid, started in self._recorded.items() if start_time(pid) == started}
+        found = dict(self._recorded)
         for entry in os.listdir("/proc"):
             fields = stat_fields(int(entry)) if entry.isdecimal() else []
             if fields and int(fields[_SESSION]) in self._sessions:
-                pids.add(int(entry))
-        return [_title(pid) for pid in sorted(pids) if stat_fields(pid)[:1] not in ([], ["Z"])]
+                found[int(entry)] = start_time(int(entry))
+        return [_title(pid) for pid, started in sorted(found.items()) if not has_ended(pid, started)]
 
     def listening_sockets(self) -> list[str]:
         """Unix sockets below the run base that somebody listens at."""
@@ -151,6 +152,8 @@ class Lab:
             self._take_down(entry.name)
         for machine in self._machines:
             machine.close()
+        with contextlib.suppress(AssertionError):      # a machine that a test ended by a signal may be on its way
+            wait_until(lambda: not self.leftovers(), "nothing is left", 2)
         for pid in self._sessions:                     # those that were killed and are this process's children
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)

@@ -89,10 +89,10 @@ class Desk:
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         self.environment = {**os.environ, "PATH": path, "VMBUS_EMU_RUN": str(runs), "LC_ALL": "C.UTF-8"}
 
-    def run(self, command: str, cwd: Path | None = None) -> str:
-        """What the command prints. ``head`` and other early leavers may end a pipe: the status is the caller's look-out."""
+    def run(self, command: str) -> str:
+        """What the command prints. A document that means its status prints it."""
         done = subprocess.run(
-            ["bash", "-c", command], cwd=cwd or self.folder, env=self.environment, timeout=DEADLINE_S, check=False,
+            ["bash", "-c", command], cwd=self.folder, env=self.environment, timeout=DEADLINE_S, check=False,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         return done.stdout
@@ -151,6 +151,16 @@ def test_first_boot_says_what_it_needs_when_python_is_too_old(desk: Desk) -> Non
     old.chmod(0o755)
     output = desk.run(f"PYTHON={old} bash {ROOT / 'examples' / 'first_boot.sh'}; echo status $?")
     assert "Python 3.11 or newer" in output
+    assert output.endswith("status 1\n")
+
+
+def test_first_boot_says_what_it_needs_when_python_has_no_venv(desk: Desk) -> None:
+    bare = desk.folder / "python"
+    bare.write_text('#!/bin/sh\ncase "$2" in *version_info*) exit 0 ;; esac\nexit 1\n')
+    bare.chmod(0o755)
+    desk.environment |= {"PYTHON": str(bare), "VMBUS_EMU_VENV": str(desk.folder / "none")}
+    output = desk.run(f"bash {ROOT / 'examples' / 'first_boot.sh'}; echo status $?")
+    assert "python3-venv" in output
     assert output.endswith("status 1\n")
 
 

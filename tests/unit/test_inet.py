@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from drivers.switch import Switch
-from partitions.child import inet
+from partitions.child import inet, neighbours
 from partitions.child import inet_formats as formats
 from partitions.child.inet import EchoFailure, EchoReply, IpStack
 from vmbus_emu.device import PortInfo, PortStats, Status
@@ -218,7 +218,7 @@ def test_another_claim_to_our_address_is_counted_and_said_once(stack, wire, line
 
 
 def test_the_table_is_bounded(stack, wire, monkeypatch):
-    monkeypatch.setattr(inet, "TABLE_SIZE", 3)
+    monkeypatch.setattr(neighbours, "TABLE_SIZE", 3)
     for number in range(2, 7):
         wire.receive(arp(sender=bytes((10, 0, 0, number))))
     assert list(stack.arp_table()) == ["10.0.0.4", "10.0.0.5", "10.0.0.6"]
@@ -273,10 +273,10 @@ def test_no_reply_in_time_is_none_and_a_late_one_is_counted(stack, wire, loop):
 
 def test_a_neighbour_that_does_not_answer_is_asked_three_times_and_then_unreachable(stack, wire, loop):
     outcomes = [stack.echo("peer", number, b"", 60.0) for number in range(3)]
-    for _ in range(inet.ARP_TRIES):
+    for _ in range(neighbours.ARP_TRIES):
         assert not any(outcome.done for outcome in outcomes)
         assert len(wire.take()) == 1
-        loop.fire(inet.ARP_INTERVAL)
+        loop.fire(neighbours.ARP_INTERVAL)
     assert {outcome.result() for outcome in outcomes} == {EchoFailure.HOST_UNREACHABLE}
     assert wire.take() == []
     assert stack.stats().unreachable == 3
@@ -286,12 +286,12 @@ def test_a_neighbour_that_does_not_answer_is_asked_three_times_and_then_unreacha
 
 
 def test_few_packets_wait_for_a_neighbour(stack, wire):
-    outcomes = [stack.echo("peer", number, b"", 60.0) for number in range(inet.NEIGHBOUR_QUEUE + 2)]
+    outcomes = [stack.echo("peer", number, b"", 60.0) for number in range(neighbours.QUEUE + 2)]
     assert [outcome.done for outcome in outcomes].count(True) == 2
     assert outcomes[-1].result() is EchoFailure.BUSY
     wire.take()
     wire.receive(arp())
-    assert len(wire.take()) == inet.NEIGHBOUR_QUEUE
+    assert len(wire.take()) == neighbours.QUEUE
 
 
 @pytest.mark.parametrize(("target", "nbytes", "failure"), [

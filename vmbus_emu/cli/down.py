@@ -62,6 +62,6 @@ def _end(name: str, timeout: float) -> bool:
 
 
 def _tell(step: Mapping[str, Any]) -> None:
-    """Name whom a power-off waits for, on a terminal or not: a quiet one needs no words, this one has lost something."""
+    """Name whom a power-off had to kill or waits for, on a terminal or not. One that goes well needs no words."""
     if step.get("step") in _TOLD and step.get("waiting"):
         click.echo(printable(f"{', '.join(step['waiting'])}: {_TOLD[step['step']]}"), err=True)

@@ -28,7 +28,8 @@ Pair = Mapping[str, Any]
 @json_option
 @click.option("--count", default=1, show_default=True, metavar="N", type=click.IntRange(1, 1000),
               help="Pings per pair.")
-@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(0, min_open=True), help="Give up after this time.")
+@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(0, min_open=True),
+              help="Give up when nothing was heard for so long (30).")
 @click.pass_context
 def pingall(context: click.Context, name: str, as_json: bool, count: int, timeout: float | None) -> None:
     """Let every VM ping every other one and show the round-trip times in milliseconds, senders down, receivers

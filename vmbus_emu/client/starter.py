@@ -18,7 +18,7 @@ import msgpack
 
 from vmbus_emu import lifeline
 from vmbus_emu.client.errors import MachineError
-from vmbus_emu.procfs import process_state, start_time
+from vmbus_emu.procfs import has_ended, process_state
 from vmbus_emu.runfolder import RunFolder, RunFolderError, sweep
 from vmbus_emu.topology.data import Topology
 
@@ -149,10 +149,10 @@ def wait_for_end(folder: RunFolder, door: Door, progress: Progress, timeout: flo
 
 def _wait_for_processes(folder: RunFolder, door: Door, recorded: Mapping[int, int], deadline: float) -> None:
     machine_gone = bool(select.select([door.pidfd], [], [], max(0.0, deadline - time.monotonic()))[0])
-    alive = [pid for pid, started in recorded.items() if start_time(pid) == started and process_state(pid) != "Z"]
+    alive = [pid for pid, started in recorded.items() if not has_ended(pid, started)]
     while alive and time.monotonic() < deadline:
         time.sleep(0.005)  # they are not our children: the kernel gives no event for them without a pidfd race
-        alive = [pid for pid in alive if start_time(pid) == recorded[pid] and process_state(pid) != "Z"]
+        alive = [pid for pid in alive if not has_ended(pid, recorded[pid])]
     if alive or not machine_gone:
         names = ", ".join(map(str, alive or [door.pid]))
         raise MachineError(f'"{folder.name}" is not down: still running: pid {names}', f"kill -9 {names}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmbus_emu.hypervisor.core import Effect, HandOut, Hypervisor, Request, Result
-from vmbus_emu.hypervisor.tables import Grant
+from vmbus_emu.hypervisor.tables import Grant, PartitionState
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Access, HvStatus
 
@@ -30,6 +30,8 @@ def map_pages(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Resul
     grant = _grant_of(hypervisor, call)
     if isinstance(grant, HvStatus):
         return grant, b""
+    if PartitionState.FINALIZED in (hypervisor.partitions[p].state for p in (grant.owner, grant.grantee)):
+        return HvStatus.INVALID_PARTITION_STATE, b""
     if sum(g.owner == grant.owner for g in hypervisor.grants) >= MAX_GRANTS:
         return HvStatus.INSUFFICIENT_MEMORY, b""
     if grant in hypervisor.grants:

@@ -37,6 +37,8 @@ def connect_port(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Re
     owner = hypervisor.target(call.caller, port_partition)
     if partition is None or owner is None:
         return HvStatus.INVALID_PARTITION_ID, b""
+    if PartitionState.FINALIZED in (partition.state, owner.state):
+        return HvStatus.INVALID_PARTITION_STATE, b""
     port = owner.ports.get(port_number)
     if port is None or port.connection_partition != partition.number:
         return HvStatus.INVALID_PORT_ID, b""

@@ -6,6 +6,7 @@ CLI, the Python API) and the lifeline with the machine, and understands nothing 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgpack
@@ -37,7 +38,8 @@ class Front:
         except (ValueError, TypeError, msgpack.UnpackException):
             return
         if isinstance(request, dict):
-            self._node.lifeline.send({"t": "request", "client": frames[0].bytes, "request": request})
+            with contextlib.suppress(ValueError):  # what is nested too deeply can be read but not written
+                self._node.lifeline.send({"t": "request", "client": frames[0].bytes, "request": request})
 
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "reply" and not self._port.send(message["client"], self._pack(message["reply"])):

@@ -88,7 +88,7 @@ def understood(request: Mapping[str, Any]) -> str:
     verb = request.get("verb")
     fields = REQUESTS.get(verb) if isinstance(verb, str) else None
     if fields is None:
-        return f"this machine knows no verb {str(verb)[:40]!r}"
+        return "this machine knows no verb " + (repr(verb[:40]) if isinstance(verb, str) else "of that type")
     for name, types in fields.items():
         if name in request and type(request[name]) not in types:
             return f"{verb}: {name} must be {' or '.join(t.__name__ for t in types)}"

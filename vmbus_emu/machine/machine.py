@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vmbus_emu import lifeline, placement
@@ -302,6 +302,15 @@ class Machine:
         for role in _ROOT_VPS:
             if role in running:
                 running[role].line.send({"t": "peer_died", "name": process.name})
+        if "hypervisor" not in running:
+            self._tell_guests(running)
+
+    def _tell_guests(self, running: Mapping[str, Process]) -> None:
+        """Without a hypervisor no message reaches the guests any more, so which VSPs are dead they hear from us."""
+        dead = [vsp for vsp in placement.VSPS if self._hosts[vsp] not in running]
+        for name in self._vms:
+            if name in running and dead:
+                running[name].line.send({"t": "vsps_died", "names": dead})
 
     # -- requests -----------------------------------------------------------------------------------
 

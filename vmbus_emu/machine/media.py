@@ -14,9 +14,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from vmbus_emu.device import BLOCK_SIZE
 from vmbus_emu.placement import instance_id
-from vmbus_emu.topology.data import DiskSpec, Topology
+
+# SECTOR is not taken from device: what the machine has loaded, the hypervisor has, too.
+from vmbus_emu.topology.data import SECTOR, DiskSpec, Topology
 
 
 class MediaError(Exception):
@@ -64,10 +65,10 @@ def _open(name: str, disk: DiskSpec) -> Medium:
         assert disk.path is not None
         fd = _open_file(name, disk.path, disk)
         size = os.fstat(fd).st_size
-        if size == 0 or size % BLOCK_SIZE:
+        if size == 0 or size % SECTOR:
             os.close(fd)
-            raise MediaError(f"{name}: {disk.path} has {size} bytes; a disk needs a multiple of {BLOCK_SIZE}")
-    return Medium(name, fd, size // BLOCK_SIZE, disk.read_only, serial)
+            raise MediaError(f"{name}: {disk.path} has {size} bytes; a disk needs a multiple of {SECTOR}")
+    return Medium(name, fd, size // SECTOR, disk.read_only, serial)
 
 
 def _open_file(name: str, path: str, disk: DiskSpec) -> int:

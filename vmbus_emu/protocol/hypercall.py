@@ -114,7 +114,7 @@ class Property(enum.IntEnum):
 
     PRIVILEGES = 0x00010000     # the real code of the privilege mask
     PROCESS_ID = 0x00F00000     # ours: the pid that stands in for VP 0
-    STATE = 0x00F00001          # ours: the life-cycle state (hypervisor/partition.py)
+    STATE = 0x00F00001          # ours: the life-cycle state (hypervisor/tables.py)
 
 
 class Access(enum.IntFlag):

@@ -1,0 +1,311 @@
+"""Hypercalls of any shape, by the root and by children, at any moment of any partition's life.
+
+Nothing may raise; every call has exactly one reply; and what :meth:`World.check` names must hold after every step. The
+last test sends the same through the process's decoder, in envelopes nobody meant.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import msgpack
+import pytest
+
+from vmbus_emu.hypervisor.calls import CALLS, execute
+from vmbus_emu.hypervisor.core import Deliver, Effect, HandOut, Hypervisor, PowerOff, PowerOn, Raise, Reply
+from vmbus_emu.hypervisor.process import HypervisorProcess
+from vmbus_emu.hypervisor.tables import Grant, PartitionState, Vp
+from vmbus_emu.protocol import hypercall as hv
+from vmbus_emu.protocol.hypercall import Code, HvStatus, control_word
+
+Fuzz = Callable[[int], Iterator[int]]
+ROOT: Vp = (hv.PARTITION_ROOT, 0)
+GPA, PAGES = 1 << 32, 16
+
+
+def partition_id(rng: random.Random) -> int:
+    return rng.choice((0, 1, 2, 3, 4, 5, 6, 9, hv.PARTITION_SELF, rng.getrandbits(64)))
+
+
+def number(rng: random.Random) -> int:
+    """A port or connection id: few, so that they meet."""
+    return rng.choice((0, 1, 2, 3, 4, hv.MAX_ID, hv.MAX_ID + 1, rng.getrandbits(32)))
+
+
+def arguments(rng: random.Random, code: int) -> bytes:
+    """A plausible input block for ``code``."""
+    first = partition_id(rng)
+    match code:
+        case Code.CREATE_PARTITION:
+            return hv.CREATE_PARTITION.pack(0, 0, 0, rng.choice((b"vm1", b"", b"\xff", rng.randbytes(32))))
+        case Code.INITIALIZE_PARTITION | Code.FINALIZE_PARTITION | Code.DELETE_PARTITION:
+            return hv.PARTITION_ID.pack(first)
+        case Code.GET_PARTITION_PROPERTY:
+            return hv.GET_PROPERTY.pack(first, rng.choice((*hv.Property, 0, rng.getrandbits(32))))
+        case Code.MAP_GPA_PAGES | Code.UNMAP_GPA_PAGES:
+            gpa = GPA + 4096 * rng.choice((-1, 0, 1, 15, 16)) + rng.choice((0, 0, 0, 1))
+            pages = rng.choice((0, 1, 2, 16, 17, 0xFFFFFFFF))
+            if rng.random() < 0.4:
+                return hv.GRANT.pack(first, 1, GPA, 1, 3)  # as be_polite granted it
+            return hv.GRANT.pack(first, partition_id(rng), gpa, pages, rng.choice((0, 1, 2, 3, 4)))
+        case Code.DELETE_PORT:
+            return hv.DELETE_PORT.pack(first, number(rng), 0)
+        case Code.DISCONNECT_PORT:
+            return hv.DISCONNECT_PORT.pack(first, number(rng))
+        case Code.POST_MESSAGE:
+            size = rng.choice((0, 1, 240, 241, 0xFFFFFFFF))
+            kind = rng.choice((0, 1, 1, 1, 0x10, 0x80000001, rng.getrandbits(32)))
+            return hv.POST_MESSAGE.pack(number(rng), 0, kind, size) + rng.randbytes(rng.choice((0, 1, 240)))
+        case Code.SIGNAL_EVENT:
+            return hv.SIGNAL_EVENT.pack(number(rng), rng.choice((0, 1, 2047, 65535)), 0)
+        case Code.CREATE_PORT:
+            return hv.CREATE_PORT.pack(
+                first, number(rng), 0, 0, 0, partition_id(rng), rng.choice((1, 1, 2, 2, 3)), 0, rng.choice((2, 15, 16)),
+                rng.choice((0, 1, hv.VP_ANY)), rng.choice((0, 2047, 65535)), rng.choice((0, 1, 2048, 65535)), 0, 0)
+        case Code.CONNECT_PORT:
+            return hv.CONNECT_PORT.pack(first, number(rng), 0, partition_id(rng), number(rng), b"", 0)
+        case Code.START_VIRTUAL_PROCESSOR:
+            return hv.START_VP.pack(first, rng.choice((0, 0, 0, 1, hv.VP_SELF)), 0)
+    return b""
+
+
+def call(rng: random.Random) -> tuple[int, bytes]:
+    """Control word and block: plausible, cut, changed, or noise."""
+    code = rng.choice((*CALLS, 0, 0x5E, 0xFFFF))
+    block = bytearray(arguments(rng, code))
+    match rng.randrange(12):
+        case 0 if block:
+            block[rng.randrange(len(block))] ^= 1 << rng.randrange(8)
+        case 1:
+            del block[rng.randrange(len(block) + 1):]
+        case 2:
+            block = bytearray(rng.randbytes(rng.randrange(300)))
+        case 3:
+            return rng.choice((code | 1 << 16, code | 1 << 32, -code, rng.getrandbits(64))), bytes(block)
+    return control_word(code), bytes(block)
+
+
+class World:
+    """A hypervisor, a machine that powers on or does not, and the memory of what was ever there."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.hypervisor = Hypervisor()
+        self.hypervisor.bind(ROOT, 100)
+        self.hypervisor.bind((hv.PARTITION_ROOT, 1), 101)
+        self.sequences = itertools.count(1)
+        self.pids = itertools.count(102)
+        self.starting: dict[Vp, tuple[Vp, int]] = {}
+        self.known = {hv.PARTITION_ROOT}
+        self.succeeded: set[int] = set()
+        for _ in range(rng.randrange(4)):
+            self.be_polite()
+
+    def be_polite(self) -> None:
+        """A child as management makes one, so that calls meet something."""
+        made = self.ask(ROOT, Code.CREATE_PARTITION, hv.CREATE_PARTITION.pack(0, 0, 0, b"vm"))
+        child = int.from_bytes(made, "little")
+        for owner, peer in ((child, 1), (1, child)):
+            port = child if owner == 1 else 1
+            self.ask(ROOT, Code.CREATE_PORT, hv.CREATE_PORT.pack(owner, port, 0, 0, 0, peer, 1, 0, 2, 0, 0, 0, 0, 0))
+            self.ask(ROOT, Code.CONNECT_PORT, hv.CONNECT_PORT.pack(peer, port, 0, owner, port, b"", 0))
+        events = hv.CREATE_PORT.pack(1, child + 100, 0, 0, 0, child, 2, 0, 2, 0, 0, 2, 0, 0)
+        self.ask(ROOT, Code.CREATE_PORT, events)
+        self.ask(ROOT, Code.CONNECT_PORT, hv.CONNECT_PORT.pack(child, 3, 0, 1, child + 100, b"", 0))
+        self.ask(ROOT, Code.INITIALIZE_PARTITION, hv.PARTITION_ID.pack(child))
+        self.hypervisor.bind((child, 0), next(self.pids))
+        self.hypervisor.add_memory(child, GPA, PAGES)
+        self.ask(ROOT, Code.MAP_GPA_PAGES, hv.GRANT.pack(child, 1, GPA, 1, 3))
+
+    def ask(self, caller: Vp, code: int, block: bytes) -> bytes:
+        (reply,) = (e for e in self.execute(caller, control_word(code), block) if isinstance(e, Reply))
+        return reply.output
+
+    def step(self) -> None:
+        rng, hypervisor = self.rng, self.hypervisor
+        vps = [(partition, index) for partition, p in hypervisor.partitions.items() for index in p.vps]
+        match rng.randrange(14):
+            case 0:
+                self.check(hypervisor.died(rng.randrange(100, 120)))
+            case 1 if self.starting:
+                vp = rng.choice(list(self.starting))
+                effects = hypervisor.powered(vp, rng.choice((None, next(self.pids))))
+                self.check(effects)
+                assert [(e.vp, e.sequence) for e in effects if isinstance(e, Reply)] == [self.starting.pop(vp)]
+            case 2 if vps:
+                hypervisor.end_of_message(rng.choice(vps), number(rng), rng.choice((-1, 0, 1, 99, 1 << 63)))
+            case 3 if vps:
+                hypervisor.events_seen(rng.choice(vps), rng.choice((-1, 2, 15)), rng.choice((-1, 0, 2047, 1 << 63)))
+            case 4 if rng.random() < 0.3:
+                self.check(hypervisor.powered((rng.randrange(8), rng.randrange(2)), next(self.pids)))
+            case _ if vps:
+                caller = rng.choice(vps) if rng.random() < 0.6 else ROOT
+                if caller[0] in hypervisor.partitions:
+                    self.execute(caller, *call(rng))
+
+    def structure(self) -> list[Any]:
+        """Everything but the counters of buffers in use."""
+        return [
+            (p.number, p.parent, p.privileges, p.state, dict(p.vps), list(p.ports), dict(p.connections), p.starting)
+            for p in self.hypervisor.partitions.values()
+        ] + [self.hypervisor.next_partition, set(self.hypervisor.grants), dict(self.hypervisor.starters)]
+
+    def buffers(self) -> int:
+        return sum(port.in_use for p in self.hypervisor.partitions.values() for port in p.ports.values())
+
+    def execute(self, caller: Vp, control: int, block: bytes) -> list[Effect]:
+        before, buffers, sequence = self.structure(), self.buffers(), next(self.sequences)
+        effects = execute(self.hypervisor, caller, sequence, control, block)
+        if any(isinstance(e, PowerOn) or (isinstance(e, Reply) and e.status is HvStatus.SUCCESS) for e in effects):
+            self.succeeded.add(control)
+        replies = [(e.vp, e.sequence) for e in effects if isinstance(e, Reply)]
+        later = [(e.partition, e.vp) for e in effects if isinstance(e, PowerOn)]
+        assert replies == ([] if later else [(caller, sequence)])
+        self.starting |= {vp: (caller, sequence) for vp in later}
+        if caller[0] != hv.PARTITION_ROOT:  # a child may speak where it was connected, and change nothing
+            assert self.structure() == before
+            assert all(isinstance(e, Reply | Deliver | Raise) for e in effects)
+            assert self.buffers() - buffers == sum(isinstance(e, Deliver) for e in effects)
+            targets = self.hypervisor.partitions[caller[0]].connections.values()
+            owners = {self.hypervisor.partitions[owner].ports[port].owner for owner, port in targets}
+            assert {e.vp[0] for e in effects if isinstance(e, Deliver | Raise)} <= owners
+        elif any(e.status is not HvStatus.SUCCESS for e in effects if isinstance(e, Reply)):
+            assert self.structure() == before, "a refused call changed something"
+        self.check(effects)
+        return effects
+
+    def check(self, effects: list[Effect]) -> None:
+        hypervisor = self.hypervisor
+        for effect in effects:
+            match effect:
+                case Deliver(_, sint, message):
+                    assert 0 <= sint <= 15
+                    assert hv.SynicMessage.decode(message.encode()) == message
+                case Raise(_, sint, flag):
+                    assert 0 <= sint <= 15
+                    assert 0 <= flag < hv.EVENT_FLAGS_PER_SINT
+                case PowerOn(started, _, _):
+                    assert hypervisor.partitions[started].starting
+                case PowerOff(ended, _):
+                    assert hypervisor.partitions[ended].state is PartitionState.FINALIZED
+                case HandOut(grant):
+                    assert grant in hypervisor.grants
+                case Reply(_, _, status, _):
+                    assert status in HvStatus
+        new = set(hypervisor.partitions) - self.known
+        assert all(n == max(self.known) + 1 for n in new), "an id came back, or one was skipped"
+        self.known |= new
+        assert hv.PARTITION_ROOT in hypervisor.partitions
+        for partition in hypervisor.partitions.values():
+            for port in partition.ports.values():
+                assert 0 <= port.in_use <= hv.MESSAGE_BUFFERS_PER_PORT
+                assert len(port.pending_flags) <= port.flag_count
+            for owner, target in partition.connections.values():
+                assert hypervisor.partitions[owner].ports[target].connection_partition == partition.number
+            if partition.state is PartitionState.FINALIZED:
+                assert (partition.ports, partition.connections, partition.starting) == ({}, {}, False)
+        for grant in hypervisor.grants:
+            self.check_grant(grant)
+
+    def check_grant(self, grant: Grant) -> None:
+        assert {grant.owner, grant.grantee} <= set(self.hypervisor.partitions)
+        assert grant.owner != grant.grantee
+        assert GPA <= grant.gpa < grant.gpa + grant.pages * hv.PAGE <= GPA + PAGES * hv.PAGE
+
+
+def test_no_call_breaks_an_invariant_and_every_call_has_one_reply(fuzz: Fuzz) -> None:
+    succeeded: set[int] = set()
+    for case in fuzz(8000):
+        world = World(random.Random(f"hypercalls {case}"))
+        for _ in range(60 if case % 10 == 0 else 12):
+            world.step()
+        succeeded |= world.succeeded
+        # It still serves the root.
+        world.be_polite()
+    assert world.known, "no case ran"
+    assert case < 1000 or succeeded == set(CALLS), "some call never succeeded: the generator is too wild"
+
+
+# -- the process's decoder --------------------------------------------------------------------------------
+
+
+class Frame:
+    """What arrives from a socket: a routing id, or a frame of the process ``pid``."""
+
+    def __init__(self, content: bytes, pid: int = 0) -> None:
+        self.buffer = memoryview(content)
+        self.bytes = content
+        self.pid = pid
+
+
+def any_value(rng: random.Random, depth: int = 0) -> Any:
+    match rng.randrange(12 if depth < 3 else 8):
+        case 0 | 1:
+            return rng.choice((0, 1, 2, -1, 0x5C, 1 << 31, (1 << 64) - 1, -(1 << 63)))
+        case 2:
+            return rng.choice((True, False, None))
+        case 3:
+            return rng.random()
+        case 4 | 5:
+            return rng.randbytes(rng.choice((0, 8, 24, 300)))
+        case 6:
+            return "text"
+        case 7:
+            return msgpack.ExtType(rng.randrange(128), b"ext")
+        case 8:
+            return {rng.choice(("t", 1, b"k")): any_value(rng, depth + 1)}
+        case _:
+            return [any_value(rng, depth + 1) for _ in range(rng.randrange(5))]
+
+
+def envelope(rng: random.Random, sequence: int) -> bytes:
+    match rng.randrange(8):
+        case 0:
+            return rng.randbytes(rng.randrange(64))
+        case 1:
+            raw: bytes = msgpack.packb(any_value(rng))
+            return raw
+        case 2:
+            return bytes(msgpack.packb([rng.randrange(4), *(any_value(rng) for _ in range(rng.randrange(5)))]))
+        case 3:
+            return bytes(msgpack.packb([hv.TO_HYPERVISOR_EOM, any_value(rng), any_value(rng)]))
+        case 4:
+            raw = msgpack.packb([hv.TO_HYPERVISOR_CALL, sequence, 0x5C, b""])
+            return raw[:rng.randrange(len(raw))]
+        case _:
+            control, block = call(rng)
+            return bytes(msgpack.packb([hv.TO_HYPERVISOR_CALL, sequence, control, block]))
+
+
+def test_envelopes_of_any_content_leave_a_hypervisor_that_answers(fuzz: Fuzz, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[bytes, ...]] = []
+
+    def send(*frames: bytes) -> bool:
+        sent.append(frames)
+        return True
+
+    def port(*arguments: Any, **limits: int) -> Any:
+        return SimpleNamespace(send=send)
+
+    monkeypatch.setattr("vmbus_emu.hypervisor.process.ZmqPort", port)
+    monkeypatch.setattr("vmbus_emu.hypervisor.process.peer_pid", lambda frame: frame.pid)
+    lifeline = SimpleNamespace(send=lambda message, fds=(): None)
+    node: Any = SimpleNamespace(loop=None, context=None, lifeline=lifeline)
+    for case in fuzz(12_000):
+        rng = random.Random(f"envelopes {case}")
+        process = HypervisorProcess(node)
+        process.handle({"t": "bind", "partition": 1, "vp": 0, "pid": 100}, [])
+        for sequence in range(rng.randrange(1, 8)):
+            pid = rng.choice((100, 100, 100, 7))
+            frames: Any = [Frame(rng.choice((b"route", rng.randbytes(5)))), Frame(envelope(rng, sequence), pid)]
+            process._received(frames + [Frame(b"x", pid)] * (rng.random() < 0.1))
+        sent.clear()
+        ask = msgpack.packb([hv.TO_HYPERVISOR_CALL, 77, Code.GET_PARTITION_ID, b""])
+        frames = [Frame(b"route"), Frame(ask, 100)]
+        process._received(frames)
+        route, raw = sent[-1]
+        assert (route, msgpack.unpackb(raw)) == (b"route", [0, 77, 0, hv.PARTITION_ID.pack(1)])
