@@ -130,12 +130,15 @@ class Lab:
 
     def leftovers(self) -> list[str]:
         """Everything a machine could have left: processes, listening sockets, files."""
-        files = [str(path) for path in sorted(self.run.rglob("*"))]
-        return self.survivors() + self.listening_sockets() + files
+        return self.survivors() + self.listening_sockets() + [str(path) for path in self.files()]
+
+    def files(self) -> list[Path]:
+        """What is in the run base. Folders may disappear while this looks."""
+        return sorted(Path(folder, name) for folder, folders, files in os.walk(self.run) for name in folders + files)
 
     def logs(self) -> Iterator[tuple[str, str]]:
         """Every component's log: its path below the run base, and its end."""
-        for path in sorted(self.run.rglob("*.log*")):
+        for path in (path for path in self.files() if ".log" in path.name):
             with contextlib.suppress(OSError):
                 yield str(path.relative_to(self.run)), path.read_bytes()[-_LOG_BYTES:].decode(errors="replace")
 
@@ -158,9 +161,9 @@ class Lab:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
         left = self.leftovers()
-        for pid in (int(word) for text in self.survivors() for word in text.split()[:1]):
-            os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.base)
+        for text in self.survivors():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(text.split()[0]), signal.SIGKILL)
         return left
 
     def _take_down(self, name: str) -> None:
@@ -200,7 +203,10 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     monkeypatch.setenv(BASE_VARIABLE, str(base / "run"))
     laboratory = Lab(base)
     yield laboratory
-    left = laboratory.close()
+    try:
+        left = laboratory.close()
+    finally:
+        shutil.rmtree(base)
     assert not left
 
 
