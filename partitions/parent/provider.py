@@ -2,8 +2,8 @@
 
 It carries out the effects of :class:`vmbus_emu.vmbus.server.Connection`: messages to the child go out as SynIC
 messages, requests to a device go to its VSP, wherever that lives. Management tells it of each new partition
-(``attach``); it then makes the ports and connections that the child is not privileged to make (protocol sheet
-1.4). Who a message is from is the port it arrived at: every partition has one of its own.
+(``attach``), which it then wires up. Who a message is from is the port it arrived at: every partition has one of
+its own.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from typing import Any, assert_never
 from uuid import UUID
 
 from partitions.parent.vsplink import (
-    CHILD_PORT,
-    CONTROL_PORT,
     FIRST_PARTITION_PORT,
     MANAGEMENT_ANSWERS,
     MANAGEMENT_CONNECTION,
@@ -27,9 +25,10 @@ from partitions.parent.vsplink import (
     dispatch,
     encode,
 )
+from partitions.parent.wiring import Wiring
 from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import hypercall as hv
-from vmbus_emu.protocol.hypercall import Code, HvStatus, PortType, Property, SynicMessage
+from vmbus_emu.protocol.hypercall import Code, HvStatus, Property, SynicMessage
 from vmbus_emu.protocol.vmbus import USER_DATA_BYTES, version_text
 from vmbus_emu.task import Task
 from vmbus_emu.vmbus import effects as fx
@@ -78,6 +77,7 @@ class Provider:
     def __init__(self, loop: Loop, vp: VirtualProcessor, log: Callable[[str], Any]) -> None:
         self._loop = loop
         self._vp = vp
+        self._wiring = Wiring(vp)
         self._log = log
         self._vsps: dict[str, VspSide] = {}
         self._vsp_partitions: dict[int, str] = {}
@@ -92,26 +92,12 @@ class Provider:
 
     async def prepare(self) -> bool:
         """Make the ports over which management reaches us. ``False`` if the hypervisor refused."""
-        made = [
-            await self._create_port(hv.PARTITION_ROOT, MANAGEMENT_CONNECTION, hv.PARTITION_ROOT, hv.SINT_CONTROL, 0),
-            await self._create_port(hv.PARTITION_ROOT, MANAGEMENT_ANSWERS, hv.PARTITION_ROOT, hv.SINT_CONTROL, 1),
-            await self._connect(hv.PARTITION_ROOT, MANAGEMENT_CONNECTION, hv.PARTITION_ROOT, MANAGEMENT_CONNECTION),
-            await self._connect(hv.PARTITION_ROOT, MANAGEMENT_ANSWERS, hv.PARTITION_ROOT, MANAGEMENT_ANSWERS),
-        ]
-        return all(status is HvStatus.SUCCESS for status in made)
+        return all(status is HvStatus.SUCCESS for status in await self._wiring.wire_management())
 
     def add_vsp(self, name: str, vsp: VspSide) -> VspFace:
         """A VSP in this process; what it talks to."""
         self._vsps[name] = vsp
         return VspFace(self, name)
-
-    async def _create_port(self, owner: int, number: int, peer: int, sint: int, vp: int = 0) -> HvStatus:
-        block = hv.CREATE_PORT.pack(owner, number, 0, 0, 0, peer, PortType.MESSAGE, 0, sint, vp, 0, 0, 0, 0)
-        return (await self._vp.call(Code.CREATE_PORT, block))[0]
-
-    async def _connect(self, partition: int, number: int, owner: int, port: int) -> HvStatus:
-        block = hv.CONNECT_PORT.pack(partition, number, 0, owner, port, b"", 0)
-        return (await self._vp.call(Code.CONNECT_PORT, block))[0]
 
     # -- partitions come and go -----------------------------------------------------------------------
 
@@ -120,23 +106,14 @@ class Provider:
         Task(self._loop, self._attach(partition, name, kind))
 
     async def _attach(self, partition: int, name: str, kind: str) -> None:
-        ours = FIRST_PARTITION_PORT + partition
-        child = kind == "child"
-        sint = hv.SINT_VMBUS if child else hv.SINT_CONTROL
-        port = CHILD_PORT if child else CONTROL_PORT
-        connections = (hv.CONNECTION_VMBUS_OLD, hv.CONNECTION_VMBUS) if child else (CONTROL_PORT,)
-        if child:
+        if kind == "child":
             self._add_guest(_Guest(name, partition))
+            made = await self._wiring.wire_child(partition)
         else:
+            ours = FIRST_PARTITION_PORT + partition
             self._vsp_partitions[partition] = name
             self._vsps[name] = RemoteVsp(lambda payload: self._vp.post(ours, hv.MESSAGE_CONTROL, payload))
-        steps = [
-            self._create_port(hv.PARTITION_ROOT, ours, partition, sint),
-            *(self._connect(partition, number, hv.PARTITION_ROOT, ours) for number in connections),
-            self._create_port(partition, port, hv.PARTITION_ROOT, sint),
-            self._connect(hv.PARTITION_ROOT, ours, partition, port),
-        ]
-        made = [await step for step in steps]
+            made = await self._wiring.wire_vsp(partition)
         ok = all(status is HvStatus.SUCCESS for status in made)
         if not ok:
             self._log(f"{name}: the hypervisor refused its ports: {[status.name for status in made]}")

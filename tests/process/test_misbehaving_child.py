@@ -157,6 +157,7 @@ def test_a_stranger_at_the_hypervisors_socket_is_counted_and_gets_no_answer(
     machine = lab.up(vms=3)
     before = is_fine(lab, machine, lab.rows(machine))
     with context.socket(zmq.DEALER) as stranger:
+        stranger.setsockopt(zmq.LINGER, 0)
         stranger.setsockopt(zmq.IDENTITY, b"vm2")
         stranger.connect("ipc://" + RunFolder("m").socket("hv-1.sock"))
         for code in hv.Code:  # well-formed, but from nobody
@@ -183,10 +184,12 @@ def test_a_stranger_at_a_channel_that_is_in_use_is_not_let_in(
         for path in sockets:
             stranger = stack.enter_context(context.socket(zmq.PAIR))
             stranger.setsockopt(zmq.RECONNECT_IVL, -1)
+            stranger.setsockopt(zmq.LINGER, 0)
             monitor = stranger.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
             stranger.connect(f"ipc://{path}")
             assert monitor.poll(5000), f"there is nobody at {path.name}"
             stranger.disable_monitor()
+            monitor.close()
             for frames in (*garbage(), [bytes(2 << 20)]):
                 with contextlib.suppress(zmq.Again):  # nobody reads it
                     stranger.send_multipart(frames, zmq.NOBLOCK)
@@ -202,6 +205,7 @@ def test_a_client_may_ask_the_machine_anything(lab: Lab, context: zmq.Context[zm
     before = is_fine(lab, machine, lab.rows(machine))
     odd: list[Any] = [None, True, -1, 1 << 63, 0.5, "vm1", b"x", [], {}, [[1]], {"a": 1}, msgpack.ExtType(4, b"x")]
     with context.socket(zmq.DEALER) as client:
+        client.setsockopt(zmq.LINGER, 0)
         client.connect("ipc://" + RunFolder("m").socket("front.sock"))
         for frames in garbage():
             client.send_multipart(frames)

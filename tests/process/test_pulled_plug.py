@@ -176,6 +176,17 @@ def test_nothing_survives_the_plug_pulled_at_50_random_moments(
 
 
 @pytest.mark.parametrize("arch", ARCHES)
+def test_processes_that_cannot_act_any_more_die_with_the_machine_too(lab: Lab, wait: Wait, arch: str) -> None:
+    machine = lab.up(arch)
+    rows = lab.rows(machine)
+    stopped = {row["pid"] for name, row in rows.items() if name != "machine"}
+    for pid in stopped | {rows["machine"]["counters"]["front_pid"]}:
+        os.kill(pid, signal.SIGSTOP)  # none can see the end of its lifeline: this is the kernel's to do
+    os.kill(rows["machine"]["pid"], signal.SIGKILL)
+    wait(lambda: not lab.survivors(), "all processes are gone", ALL_GONE_S)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
 def test_the_files_of_a_killed_machine_are_stale_and_the_next_up_sweeps_them(lab: Lab, wait: Wait, arch: str) -> None:
     machine = lab.up(arch)
     pid = machine.info()["pid"]

@@ -1,0 +1,156 @@
+"""The event loop: order of callbacks, timers, descriptors, calls from other threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from vmbus_emu.loop import HANGUP, READ, WRITE, Loop
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
+def test_deferred_calls_run_in_order_and_what_they_defer_runs_a_round_later(loop: Loop) -> None:
+    seen: list[str] = []
+    loop.call_soon(lambda: (seen.append("a"), loop.call_soon(seen.append, "c")))
+    loop.call_soon(seen.append, "b")
+    loop.step(0.0)
+    assert seen == ["a", "b"]
+    loop.step(0.0)
+    assert seen == ["a", "b", "c"]
+
+
+def test_timers_run_by_time_then_by_order_of_setting(loop: Loop) -> None:
+    seen: list[str] = []
+    loop.call_later(0.002, seen.append, "later")
+    for name in ("first", "second"):
+        loop.call_later(0.0, seen.append, name)
+    assert loop.run_until(lambda: len(seen) == 3, 5.0)
+    assert seen == ["first", "second", "later"]
+
+
+def test_a_cancelled_timer_never_runs(loop: Loop) -> None:
+    seen: list[str] = []
+    loop.call_later(0.0, seen.append, "no").cancel()
+    loop.call_later(0.001, seen.append, "yes")
+    assert loop.run_until(lambda: bool(seen), 5.0)
+    assert seen == ["yes"]
+
+
+def test_a_loop_with_something_to_do_does_not_sleep(loop: Loop) -> None:
+    loop.call_later(30.0, lambda: None)
+    loop.call_soon(lambda: None)
+    begin = time.monotonic()
+    loop.step()
+    loop.mark(lambda: loop.call_soon(lambda: None))  # a pump that leaves something to do
+    loop.step()
+    assert time.monotonic() - begin < 5.0
+
+
+def test_run_until_gives_up_at_its_deadline(loop: Loop) -> None:
+    assert loop.run_until(lambda: False, 0.01) is False
+
+
+def test_run_until_sees_what_a_deferred_call_did_before_it_sleeps(loop: Loop) -> None:
+    done: list[int] = []
+    loop.call_soon(done.append, 1)
+    begin = time.monotonic()
+    assert loop.run_until(lambda: bool(done), 60.0)
+    assert time.monotonic() - begin < 5.0
+
+
+def test_stop_ends_run_after_the_current_callback(loop: Loop) -> None:
+    seen: list[str] = []
+    loop.call_soon(lambda: (loop.stop(), seen.append("still")))
+    loop.run()
+    assert seen == ["still"]
+
+
+def test_a_descriptor_is_reported_while_it_is_ready_and_not_after_it_is_unwatched(loop: Loop) -> None:
+    reading, writing = os.pipe()
+    events: list[int] = []
+    loop.watch(reading, events.append)
+    os.write(writing, b"x")
+    loop.step(1.0)
+    loop.step(1.0)
+    assert events == [READ, READ]
+    loop.unwatch(reading)
+    loop.unwatch(reading)
+    loop.step(0.0)
+    assert len(events) == 2
+    os.close(reading)
+    os.close(writing)
+
+
+def test_watching_again_changes_handler_and_events(loop: Loop) -> None:
+    reading, writing = os.pipe()
+    seen: list[int] = []
+    loop.watch(writing, lambda events: pytest.fail("the old handler"), READ)
+    loop.watch(writing, seen.append, WRITE)
+    loop.step(1.0)
+    os.close(reading)
+    loop.step(1.0)
+    assert seen[0] == WRITE
+    assert seen[1] & HANGUP
+    loop.unwatch(writing)
+    os.close(writing)
+
+
+def test_a_handler_unwatched_in_the_same_round_is_not_called(loop: Loop) -> None:
+    pipes = [os.pipe() for _ in range(2)]
+    called: list[int] = []
+
+    def handler(fd: int) -> None:
+        called.append(fd)
+        for reading, _ in pipes:
+            loop.unwatch(reading)
+
+    for reading, writing in pipes:
+        loop.watch(reading, lambda events, fd=reading: handler(fd))  # type: ignore[misc]
+        os.write(writing, b"x")
+    loop.step(1.0)
+    assert len(called) == 1
+    for ends in pipes:
+        for fd in ends:
+            os.close(fd)
+
+
+def test_calls_from_other_threads_wake_the_loop_and_none_is_lost(loop: Loop) -> None:
+    seen: list[int] = []
+
+    def work(base: int) -> None:
+        for number in range(500):
+            loop.call_soon_threadsafe(seen.append, base + number)
+
+    threads = [threading.Thread(target=work, args=(base,)) for base in (0, 1000, 2000)]
+    for thread in threads:
+        thread.start()
+    assert loop.run_until(lambda: len(seen) == 1500, 10.0)
+    for thread in threads:
+        thread.join()
+    assert [n for n in seen if n < 1000] == list(range(500)), "the calls of one thread keep their order"
+
+
+def test_the_longest_stall_is_measured(loop: Loop) -> None:
+    loop.step(0.0)
+    loop.call_soon(time.sleep, 0.02)  # the stall
+    loop.step(0.0)
+    assert 0.02 <= loop.longest_stall < 5.0
+
+
+def test_an_exception_of_a_callback_ends_the_loop(loop: Loop) -> None:
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    loop.call_soon(bug)
+    with pytest.raises(ZeroDivisionError):
+        loop.run()
