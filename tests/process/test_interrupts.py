@@ -59,26 +59,31 @@ def test_the_name_is_free_at_once_after_an_interrupted_up(lab: Lab, wait: Wait) 
     assert lab.up().exec("vm1", "echo hello").stdout == b"hello\n"
 
 
-@pytest.mark.parametrize("arch", ["monolithic", "microkernel"])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
-def test_when_the_client_goes_its_guest_command_is_cancelled(
-    lab: Lab, wait: Wait, arch: str, how: signal.Signals
-) -> None:
+def client_goes(lab: Lab, wait: Wait, arch: str, how: signal.Signals, deadline_s: float) -> int:
+    """Signal the client of a guest command that needs no reader, and wait for the command to end; its status."""
     machine = lab.up(arch)
     program = lab.program("exec", "--name", "m", "vm1", "--", "ping", "-q", "-i", "0.01", "vm2")
     assert program.stdout is not None
     assert program.stdout.readline().startswith(b"PING vm2")
-    program.send_signal(how)  # quiet pings go on without a reader, until they are told to stop
+    program.send_signal(how)
     program.communicate(timeout=20)
-    assert program.returncode == (INTERRUPTED if how is signal.SIGINT else -signal.SIGKILL)
 
     def quiet() -> bool:
         """No frame leaves vm1 for ten times the interval of its pings."""
-        first, second = (row["io_per_s"] for row in (vm1(machine.ps(window=0.1)), vm1(machine.ps(window=0.1))))
-        return first == 0 and second == 0
+        return vm1(machine.ps(window=0.1))["io_per_s"] == 0 == vm1(machine.ps(window=0.1))["io_per_s"]
 
-    wait(quiet, "the guest has stopped pinging")
+    wait(quiet, "the guest has stopped pinging", deadline_s)
     assert machine.exec("vm1", "echo hello").stdout == b"hello\n"
+    return program.returncode
+
+
+@pytest.mark.parametrize("arch", ["monolithic", "microkernel"])
+def test_ctrl_c_of_exec_cancels_the_guest_command(lab: Lab, wait: Wait, arch: str) -> None:
+    assert client_goes(lab, wait, arch, signal.SIGINT, 10) == INTERRUPTED
+
+
+def test_a_killed_client_of_exec_takes_its_silent_guest_command_with_it(lab: Lab, wait: Wait) -> None:
+    assert client_goes(lab, wait, "microkernel", signal.SIGKILL, 2) == -signal.SIGKILL
 
 
 def vm1(report: dict[str, object]) -> dict[str, object]:

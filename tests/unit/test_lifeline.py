@@ -1,4 +1,4 @@
-"""The lifeline: whole messages with descriptors, in order, bounded by nothing but memory; and what a hostile end does."""
+"""The lifeline: whole messages with descriptors, in order; and what a hostile end does to it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Ends:
         self.near = self.line(self.near_socket)
 
     def line(self, end: socket.socket) -> Lifeline:
-        return Lifeline(
-            self.loop, end, lambda message, fds: self.seen.append((message, fds)), lambda: self.ends.append("end"), 1 << 20)
+        seen, ended = self.seen, self.ends
+        return Lifeline(self.loop, end, lambda *message: seen.append(message), lambda: ended.append("end"), 1 << 20)
 
     def run(self, messages: int) -> None:
         assert self.loop.run_until(lambda: len(self.seen) >= messages, 5.0)

@@ -21,7 +21,12 @@ def loop() -> Iterator[Loop]:
 
 def test_deferred_calls_run_in_order_and_what_they_defer_runs_a_round_later(loop: Loop) -> None:
     seen: list[str] = []
-    loop.call_soon(lambda: (seen.append("a"), loop.call_soon(seen.append, "c")))
+
+    def first() -> None:
+        seen.append("a")
+        loop.call_soon(seen.append, "c")
+
+    loop.call_soon(first)
     loop.call_soon(seen.append, "b")
     loop.step(0.0)
     assert seen == ["a", "b"]
@@ -48,9 +53,10 @@ def test_a_cancelled_timer_never_runs(loop: Loop) -> None:
 
 def test_a_loop_with_something_to_do_does_not_sleep(loop: Loop) -> None:
     loop.call_later(30.0, lambda: None)
-    loop.call_soon(lambda: None)
     begin = time.monotonic()
+    loop.call_soon(loop.call_soon, lambda: None)
     loop.step()
+    loop.step(0.0)
     loop.mark(lambda: loop.call_soon(lambda: None))  # a pump that leaves something to do
     loop.step()
     assert time.monotonic() - begin < 5.0
@@ -70,7 +76,12 @@ def test_run_until_sees_what_a_deferred_call_did_before_it_sleeps(loop: Loop) ->
 
 def test_stop_ends_run_after_the_current_callback(loop: Loop) -> None:
     seen: list[str] = []
-    loop.call_soon(lambda: (loop.stop(), seen.append("still")))
+
+    def last() -> None:
+        loop.stop()
+        seen.append("still")
+
+    loop.call_soon(last)
     loop.run()
     assert seen == ["still"]
 

@@ -22,7 +22,7 @@ class Recorder:
         return lambda *arguments: self.calls.append((operation, *arguments))
 
 
-@pytest.mark.parametrize(("table", "proxy"), [(TO_VSP, RemoteVsp), (TO_PROVIDER, RemoteProvider)], ids=["vsp", "provider"])
+@pytest.mark.parametrize(("table", "proxy"), [(TO_VSP, RemoteVsp), (TO_PROVIDER, RemoteProvider)])
 def test_a_proxys_calls_arrive_as_the_same_calls(table: dict[str, tuple[type, ...]], proxy: type[Any]) -> None:
     for operation, types in table.items():
         sent: list[bytes] = []

@@ -2,11 +2,16 @@
 
 The machine forks, and what forks must own no ZeroMQ context. So this process speaks ZeroMQ with the clients (the
 CLI, the Python API) and the lifeline with the machine, and understands nothing of what it relays.
+
+ZeroMQ does not say when a client is gone, and a silent command would run on for nobody. So the process of each client
+is watched through a pidfd; the kernel's word says which it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+from collections import deque
 from typing import Any
 
 import msgpack
@@ -14,7 +19,10 @@ import zmq
 
 from vmbus_emu.lifeline import MAX_MESSAGE, Message
 from vmbus_emu.node import Node
-from vmbus_emu.zmqport import ZmqPort
+from vmbus_emu.zmqport import ZmqPort, peer_pid
+
+#: Connections of one client process that are remembered; a process that makes more has closed the first ones.
+MAX_CONNECTIONS = 64
 
 
 class Front:
@@ -24,6 +32,7 @@ class Front:
         self._node = node
         self._pack = msgpack.Packer(autoreset=True).pack
         self._lost = 0
+        self._clients: dict[int, deque[bytes]] = {}     # pid -> its connections' routes, the newest last
         self._port = ZmqPort(node.loop, node.context, zmq.ROUTER, self._received, max_message=MAX_MESSAGE)
 
     def start(self, config: Message) -> None:
@@ -38,8 +47,28 @@ class Front:
         except (ValueError, TypeError, msgpack.UnpackException):
             return
         if isinstance(request, dict):
+            self._watch(peer_pid(frames[1]), frames[0].bytes)
             with contextlib.suppress(ValueError):  # what is nested too deeply can be read but not written
                 self._node.lifeline.send({"t": "request", "client": frames[0].bytes, "request": request})
+
+    def _watch(self, pid: int, route: bytes) -> None:
+        routes = self._clients.get(pid)
+        if routes is not None:
+            if route not in routes:
+                routes.append(route)
+            return
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return  # gone already: the next reply will find out
+        self._clients[pid] = deque([route], MAX_CONNECTIONS)
+        self._node.loop.watch(pidfd, lambda events: self._gone(pid, pidfd))
+
+    def _gone(self, pid: int, pidfd: int) -> None:
+        self._node.loop.unwatch(pidfd)
+        os.close(pidfd)
+        for route in self._clients.pop(pid):
+            self._node.lifeline.send({"t": "client_gone", "client": route})
 
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "reply" and not self._port.send(message["client"], self._pack(message["reply"])):

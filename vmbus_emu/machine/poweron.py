@@ -19,8 +19,9 @@ import setproctitle
 
 from vmbus_emu.lifeline import Lifeline
 from vmbus_emu.loop import Loop
-from vmbus_emu.machine.machine import BootFailed, Machine
+from vmbus_emu.machine.machine import Machine
 from vmbus_emu.machine.media import MediaError, Medium, open_all
+from vmbus_emu.machine.power import BootFailed
 from vmbus_emu.runfolder import RunFolder, RunFolderError
 from vmbus_emu.task import Future, Task
 from vmbus_emu.topology.data import Topology

@@ -1,0 +1,295 @@
+"""The VMBus provider among real tables: guests, VSPs here and elsewhere, their deaths. No process, no socket."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, TypeVar
+
+import pytest
+
+from partitions.parent.provider import LOGGED_REFUSALS, MAX_BACKLOG, Provider
+from partitions.parent.vsplink import FIRST_PARTITION_PORT, RemoteProvider
+from vmbus_emu.protocol import hypercall as hv
+from vmbus_emu.protocol import vmbus as wire
+from vmbus_emu.protocol.vmbus import NEWEST
+from vmbus_emu.vmbus.gpadl import contiguous, encode_gpadl
+
+M = TypeVar("M")
+INTERFACE = uuid.UUID(int=9).bytes_le
+CONTROL_PORT = 0x10
+
+
+class Vsp:
+    """Answers at once, if it is told to, and remembers what it was asked."""
+
+    def __init__(self, provider: Provider, name: str, patient: bool = True) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.patient = patient
+        self.face = provider.add_vsp(name, self)
+
+    def offer(self, key: int, vm: str) -> None:
+        self.face.offer(key, vm, INTERFACE, uuid.UUID(int=key).bytes_le, b"endpoint")
+
+    def open(self, key: int, ticket: int, pid: int, openid: int) -> None:
+        self.asked.append(("open", key, pid, openid))
+        if self.patient:
+            self.face.opened(key, ticket, True)
+
+    def close(self, key: int, ticket: int) -> None:
+        self.asked.append(("close", key))
+        if self.patient:
+            self.face.closed(key, ticket)
+
+    def accept_gpadl(self, key: int, gpadl: int, ticket: int, nbytes: int) -> None:
+        self.asked.append(("accept_gpadl", key, gpadl, nbytes))
+        self.face.gpadl_accepted(key, gpadl, ticket, True)
+
+    def tear_down_gpadl(self, key: int, gpadl: int, ticket: int) -> None:
+        self.asked.append(("tear_down_gpadl", key, gpadl))
+        self.face.gpadl_torn_down(key, gpadl, ticket)
+
+
+class Guest:
+    def __init__(self, wires: Any, partition: int) -> None:
+        self.wires = wires
+        self.vp = wires.processor(partition)
+        self.pid = wires.hypervisor.partitions[partition].vps[0]
+        self.seen: list[Any] = []
+        self.vp.on_message = lambda sint, message: self.seen.append(wire.decode_from_host(message.payload, NEWEST))
+
+    def post(self, *messages: Any) -> None:
+        for message in messages:
+            self.vp.post(hv.CONNECTION_VMBUS, hv.MESSAGE_VMBUS, message.encode())
+
+    def awaits(self, kind: type[M]) -> M:
+        """The next message of ``kind``, and everything before it gone."""
+        assert self.wires.loop.run_until(lambda: any(isinstance(m, kind) for m in self.seen), 5.0), self.seen
+        index, message = next((i, m) for i, m in enumerate(self.seen) if isinstance(m, kind))
+        del self.seen[:index + 1]
+        return message
+
+    def contact(self) -> None:
+        self.post(wire.InitiateContact(NEWEST, 0, 2, 0, 0), wire.RequestOffers())
+        self.awaits(wire.VersionResponse)
+
+    def open(self, relid: int, open_id: int = 1) -> int:
+        self.post(wire.OpenChannel(relid, open_id, 0, 0, 0, b""))
+        return self.awaits(wire.OpenChannelResult).status
+
+
+class Root:
+    """The parent, with one VSP in its process."""
+
+    def __init__(self, wires: Any) -> None:
+        self.wires = wires
+        self.log: list[str] = []
+        self.provider = Provider(wires.loop, wires.processor(), self.log.append)
+        self.vsp = Vsp(self.provider, "storvsp")
+
+    def attach(self, name: str, kind: str = "child") -> int:
+        partition: int = self.wires.child(name)
+        self.provider.attach(partition, name, kind)
+        self.wires.settle()
+        return partition
+
+    def guest(self, name: str) -> Guest:
+        return Guest(self.wires, self.attach(name))
+
+    def counters(self) -> dict[str, int]:
+        return dict(self.provider.stats()["counters"])
+
+
+@pytest.fixture
+def root(wires: Any) -> Root:
+    return Root(wires)
+
+
+def test_attaching_makes_the_ports_and_connections_of_a_child(root: Root) -> None:
+    partition = root.attach("vm1")
+    tables = root.wires.hypervisor.partitions
+    assert set(tables[partition].ports) == {1}
+    assert set(tables[partition].connections) == {hv.CONNECTION_VMBUS_OLD, hv.CONNECTION_VMBUS}
+    assert set(tables[1].connections) == {FIRST_PARTITION_PORT + partition}
+
+
+def test_a_guest_gets_the_offers_made_to_it_before_and_after_it_came_and_no_others(root: Root) -> None:
+    root.vsp.offer(1, "vm1")
+    root.vsp.offer(2, "vm2")
+    guest = root.guest("vm1")
+    guest.contact()
+    assert guest.awaits(wire.OfferChannel).instance == uuid.UUID(int=1).bytes_le
+    guest.awaits(wire.AllOffersDelivered)
+    root.vsp.offer(3, "vm1")
+    assert guest.awaits(wire.OfferChannel).instance == uuid.UUID(int=3).bytes_le
+
+
+def test_an_open_names_the_process_that_the_hypervisor_knows_and_the_guests_open_id(root: Root) -> None:
+    root.vsp.offer(1, "vm1")
+    guest = root.guest("vm1")
+    guest.contact()
+    assert guest.open(guest.awaits(wire.OfferChannel).relid, 0xABC) == 0
+    assert root.vsp.asked == [("open", 1, guest.pid, 0xABC)]
+    assert root.counters()["channels"] == 1
+
+
+def test_gpadls_and_close_reach_the_vsp_and_come_back(root: Root) -> None:
+    root.vsp.offer(1, "vm1")
+    guest = root.guest("vm1")
+    guest.contact()
+    relid = guest.awaits(wire.OfferChannel).relid
+    for payload in encode_gpadl(relid, 7, [contiguous(1, 40 * 4096)]):
+        guest.vp.post(hv.CONNECTION_VMBUS, hv.MESSAGE_VMBUS, payload)
+    assert guest.awaits(wire.GpadlCreated).status == 0
+    assert guest.open(relid) == 0
+    guest.post(wire.CloseChannel(relid), wire.GpadlTeardown(relid, 7))
+    guest.awaits(wire.GpadlTornDown)
+    assert [asked[0] for asked in root.vsp.asked] == ["accept_gpadl", "open", "close", "tear_down_gpadl"]
+    assert root.vsp.asked[0] == ("accept_gpadl", 1, 7, 40 * 4096)
+
+
+def test_a_revoked_device_is_rescinded_once_and_its_key_may_be_offered_again(root: Root) -> None:
+    root.vsp.offer(1, "vm1")
+    guest = root.guest("vm1")
+    guest.contact()
+    relid = guest.awaits(wire.OfferChannel).relid
+    assert guest.open(relid) == 0
+    root.vsp.face.revoke(1, "it broke")
+    root.vsp.face.revoke(1, "again")
+    root.vsp.face.revoke(99, "never there")
+    assert guest.awaits(wire.RescindChannelOffer).relid == relid
+    assert root.log.count(f"vm1: channel {relid} revoked: it broke") == 1
+    root.vsp.offer(1, "vm1")
+    assert guest.awaits(wire.OfferChannel).instance == uuid.UUID(int=1).bytes_le
+    guest.post(wire.RelidReleased(relid))       # of the old one: the new one stays
+    root.wires.settle()
+    root.vsp.face.revoke(1, "the new one")
+    assert guest.awaits(wire.RescindChannelOffer).relid != relid
+
+
+@pytest.mark.parametrize(("interface", "instance", "user_data"), [
+    (b"", INTERFACE, b""), (INTERFACE, bytes(15), b""), (INTERFACE, INTERFACE, bytes(121)),
+])
+def test_an_offer_of_another_shape_is_counted_and_not_made(
+    root: Root, interface: bytes, instance: bytes, user_data: bytes
+) -> None:
+    root.vsp.face.offer(1, "vm1", interface, instance, user_data)
+    root.vsp.offer(2, "vm1")
+    root.vsp.offer(2, "vm1")    # the same key twice
+    guest = root.guest("vm1")
+    guest.contact()
+    guest.awaits(wire.OfferChannel)
+    guest.awaits(wire.AllOffersDelivered)
+    assert root.counters()["strange_messages"] == 2
+
+
+def test_a_dead_guest_lets_go_of_everything_it_had(root: Root) -> None:
+    root.vsp.offer(1, "vm1")
+    guest = root.guest("vm1")
+    guest.contact()
+    assert guest.open(guest.awaits(wire.OfferChannel).relid) == 0
+    root.wires.apply(root.wires.hypervisor.died(guest.pid))
+    root.provider.peer_died("vm1")
+    root.provider.peer_died("vm1")
+    root.wires.settle()
+    assert root.vsp.asked[-1] == ("close", 1)
+    assert root.counters()["connections"] == 0
+
+
+def test_a_dead_guest_whose_vsp_answers_late_ends_when_it_has(root: Root) -> None:
+    root.vsp.offer(1, "vm1")
+    guest = root.guest("vm1")
+    guest.contact()
+    relid = guest.awaits(wire.OfferChannel).relid
+    root.vsp.patient = False
+    guest.post(wire.OpenChannel(relid, 1, 0, 0, 0, b""))
+    assert root.wires.loop.run_until(lambda: bool(root.vsp.asked), 5.0)
+    root.provider.peer_died("vm1")
+    for ticket in range(10):    # one of them is the awaited one
+        root.vsp.face.opened(1, ticket, True)
+        root.vsp.face.closed(1, ticket)
+    for ticket in range(10):
+        root.vsp.face.closed(1, ticket)
+    assert root.vsp.asked[-1] == ("close", 1)
+    assert root.counters()["channels"] == 1
+
+
+def test_a_guest_may_contact_again_and_finds_its_devices_closed_and_offered(root: Root) -> None:
+    root.vsp.offer(1, "vm1")
+    guest = root.guest("vm1")
+    for _ in range(3):
+        guest.contact()
+        assert guest.open(guest.awaits(wire.OfferChannel).relid) == 0
+    assert [asked[0] for asked in root.vsp.asked] == ["open", "close", "open", "close", "open"]
+
+
+def test_a_guest_that_does_not_take_its_messages_is_bounded(root: Root) -> None:
+    partition = root.attach("vm1")
+    guest = Guest(root.wires, partition)
+    root.wires._handlers[partition, 0] = lambda frames: None      # it reads nothing
+    port = root.wires.hypervisor.partitions[1].ports[FIRST_PARTITION_PORT + partition]
+    for _ in range(2 * MAX_BACKLOG):
+        block = wire.InitiateContact(NEWEST, 0, 2, 0, 0).encode()
+        head = hv.POST_MESSAGE.pack(hv.CONNECTION_VMBUS, 0, hv.MESSAGE_VMBUS, len(block))
+        guest.vp.call(hv.Code.POST_MESSAGE, head + block)
+        root.wires.settle()
+    assert port.in_use == 0
+    assert root.counters()["refused"] > MAX_BACKLOG // 2
+    assert sum("refused" in line for line in root.log) == LOGGED_REFUSALS
+    other = root.guest("vm2")
+    other.contact()
+
+
+def test_messages_before_the_process_is_known_wait_and_keep_their_order(root: Root) -> None:
+    root.vsp.offer(1, "vm1")
+    guest = root.guest("vm1")
+    guest.post(wire.InitiateContact(NEWEST, 0, 2, 0, 0), wire.RequestOffers(), wire.OpenChannel(1, 5, 0, 0, 0, b""))
+    assert guest.awaits(wire.OpenChannelResult).status == 0
+    assert root.vsp.asked == [("open", 1, guest.pid, 5)]
+
+
+def test_a_message_from_nobody_known_is_counted(root: Root) -> None:
+    partition = root.attach("vm1")
+    guest = Guest(root.wires, partition)
+    for kind in (hv.MESSAGE_CONTROL, 7):
+        guest.vp.post(hv.CONNECTION_VMBUS, kind, b"\x92\xa6revoke\x01")
+    root.wires.settle()
+    assert root.counters()["strange_messages"] == 2
+
+
+# -- a VSP in a partition of its own ----------------------------------------------------------------------
+
+
+class FarVsp:
+    """A VSP's partition: its proxy of the provider, and what it was asked, undecoded."""
+
+    def __init__(self, root: Root, name: str) -> None:
+        self.vp = root.wires.processor(root.attach(name, "vsp"))
+        self.asked: list[bytes] = []
+        self.vp.on_message = lambda sint, message: self.asked.append(message.payload)
+        self.provider = RemoteProvider(lambda payload: self.vp.post(CONTROL_PORT, hv.MESSAGE_CONTROL, payload))
+
+
+def test_a_far_vsp_offers_and_is_asked_by_messages(root: Root) -> None:
+    far = FarVsp(root, "netvsp")
+    guest = root.guest("vm1")
+    far.provider.offer(1, "vm1", INTERFACE, uuid.UUID(int=5).bytes_le, b"endpoint")
+    guest.contact()
+    relid = guest.awaits(wire.OfferChannel).relid
+    guest.post(wire.OpenChannel(relid, 1, 0, 0, 0, b""))
+    assert root.wires.loop.run_until(lambda: bool(far.asked), 5.0)
+    assert b"open" in far.asked[0]
+
+
+def test_the_death_of_a_far_vsp_rescinds_its_devices_and_leaves_the_others(root: Root) -> None:
+    far = FarVsp(root, "netvsp")
+    root.vsp.offer(1, "vm1")
+    guest = root.guest("vm1")
+    guest.contact()
+    near = guest.awaits(wire.OfferChannel).relid
+    far.provider.offer(1, "vm1", INTERFACE, uuid.UUID(int=5).bytes_le, b"endpoint")
+    gone = guest.awaits(wire.OfferChannel).relid
+    guest.post(wire.OpenChannel(gone, 1, 0, 0, 0, b""))    # never answered
+    assert root.wires.loop.run_until(lambda: bool(far.asked), 5.0)
+    root.provider.peer_died("netvsp")
+    assert guest.awaits(wire.RescindChannelOffer).relid == gone
+    assert guest.open(near) == 0

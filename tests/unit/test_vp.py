@@ -1,0 +1,108 @@
+"""A process's side of the hypervisor: answers find their calls, messages keep their order through full ports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmbus_emu.protocol import hypercall as hv
+from vmbus_emu.protocol.hypercall import Code, HvStatus, PortType, SynicMessage
+from vmbus_emu.vp import VirtualProcessor
+
+
+def joined(wires: Any, kind: int = PortType.MESSAGE) -> tuple[VirtualProcessor, int]:
+    """The root's VP, and a child with connection 4 to the root's port 9."""
+    root = wires.processor()
+    child = wires.child()
+    block = hv.CREATE_PORT.pack(1, 9, 0, 0, 0, child, kind, 0, 2, 0, 0, 8 if kind == PortType.EVENT else 0, 0, 0)
+    assert wires.result(root.call(Code.CREATE_PORT, block))[0] is HvStatus.SUCCESS
+    block = hv.CONNECT_PORT.pack(child, 4, 0, 1, 9, b"", 0)
+    assert wires.result(root.call(Code.CONNECT_PORT, block))[0] is HvStatus.SUCCESS
+    return root, child
+
+
+def test_answers_find_their_calls(wires: Any) -> None:
+    root = wires.processor()
+    wrong = root.call(Code.GET_PARTITION_PROPERTY, hv.GET_PROPERTY.pack(99, 0))
+    right = root.call(Code.GET_PARTITION_ID)
+    assert wires.result(right) == (HvStatus.SUCCESS, (1).to_bytes(8, "little"))
+    assert wires.result(wrong) == (HvStatus.INVALID_PARTITION_ID, b"")
+    assert root.hypercalls == 2
+
+
+def test_messages_of_a_connection_arrive_in_order_through_a_port_that_is_often_full(wires: Any) -> None:
+    root, number = joined(wires)
+    child = wires.processor(number)
+    seen: list[bytes] = []
+    root.on_message = lambda sint, message: seen.append(message.payload)
+    posted = [child.post(4, 1, index.to_bytes(2, "little")) for index in range(200)]
+    assert wires.loop.run_until(lambda: len(seen) == 200, 10.0)
+    assert seen == [index.to_bytes(2, "little") for index in range(200)]
+    wires.settle()
+    assert {future.result() for future in posted} == {HvStatus.SUCCESS}
+    assert root.messages == 200
+    assert wires.hypervisor.partitions[1].ports[9].in_use == 0
+
+
+def test_a_receiver_that_takes_nothing_holds_up_its_sender_and_does_not_lose_a_message(wires: Any) -> None:
+    root = wires.processor()
+    number = wires.child()
+    for call, block in (
+        (Code.CREATE_PORT, hv.CREATE_PORT.pack(number, 1, 0, 0, 0, 1, 1, 0, 2, 0, 0, 0, 0, 0)),
+        (Code.CONNECT_PORT, hv.CONNECT_PORT.pack(1, 5, 0, number, 1, b"", 0)),
+    ):
+        assert wires.result(root.call(call, block))[0] is HvStatus.SUCCESS
+    posted = [root.post(5, 1, bytes([index])) for index in range(40)]
+    assert wires.loop.run_until(lambda: posted[15].done, 5.0)
+    wires.settle()
+    assert not posted[16].done
+    child = wires.processor(number)     # it comes at last
+    seen: list[SynicMessage] = []
+    child.on_message = lambda sint, message: seen.append(message)
+    assert wires.loop.run_until(lambda: len(seen) == 40, 10.0)
+    assert [message.payload[0] for message in seen] == list(range(40))
+
+
+def test_what_waits_for_a_partition_that_died_is_given_up(wires: Any) -> None:
+    root = wires.processor()
+    number = wires.child()
+    wires.result(root.call(Code.CREATE_PORT, hv.CREATE_PORT.pack(number, 1, 0, 0, 0, 1, 1, 0, 2, 0, 0, 0, 0, 0)))
+    wires.result(root.call(Code.CONNECT_PORT, hv.CONNECT_PORT.pack(1, 5, 0, number, 1, b"", 0)))
+    posted = [root.post(5, 1, b"x") for _ in range(30)]
+    assert wires.loop.run_until(lambda: posted[15].done, 5.0)
+    root.disconnect(5)
+    root.disconnect(5)
+    assert {future.result() for future in posted[16:]} == {HvStatus.INVALID_CONNECTION_ID}
+    hypercalls = root.hypercalls
+    assert not wires.loop.run_until(lambda: root.hypercalls > hypercalls, 0.02), "nothing is tried again"
+
+
+def test_a_message_nobody_can_receive_does_not_hold_up_the_next(wires: Any) -> None:
+    _, number = joined(wires)
+    child = wires.processor(number)
+    outcomes = [child.post(77, 1, b"x"), child.post(77, 1, b"y"), child.post(4, 1, b"z")]
+    assert [wires.result(outcome) for outcome in outcomes] == [
+        HvStatus.INVALID_CONNECTION_ID, HvStatus.INVALID_CONNECTION_ID, HvStatus.SUCCESS]
+
+
+def test_a_long_queue_to_a_hypervisor_that_is_gone_is_refused_without_recursion(wires: Any) -> None:
+    root = wires.processor()
+    number = wires.child()
+    wires.result(root.call(Code.CREATE_PORT, hv.CREATE_PORT.pack(number, 1, 0, 0, 0, 1, 1, 0, 2, 0, 0, 0, 0, 0)))
+    wires.result(root.call(Code.CONNECT_PORT, hv.CONNECT_PORT.pack(1, 5, 0, number, 1, b"", 0)))
+    posted = [root.post(5, 1, b"x") for _ in range(2000)]
+    assert wires.loop.run_until(lambda: posted[15].done, 5.0)
+    wires.cut = True
+    assert wires.loop.run_until(lambda: posted[-1].done, 10.0)
+    assert posted[-1].result() is HvStatus.OPERATION_DENIED
+    assert wires.result(root.call(Code.GET_PARTITION_ID)) == (HvStatus.OPERATION_DENIED, b"")
+
+
+def test_an_event_is_seen_and_may_be_raised_again(wires: Any) -> None:
+    root, number = joined(wires, PortType.EVENT)
+    child = wires.processor(number)
+    seen: list[tuple[int, int]] = []
+    root.on_event = lambda sint, flag: seen.append((sint, flag))
+    for _ in range(2):
+        assert wires.result(child.call(Code.SIGNAL_EVENT, hv.SIGNAL_EVENT.pack(4, 3, 0)))[0] is HvStatus.SUCCESS
+        wires.settle()
+    assert seen == [(2, 3), (2, 3)]
