@@ -106,6 +106,7 @@ class ZmqPort:
                     socket.send(frame, flags, copy=False)
         except zmq.ZMQError as error:
             if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                self._mark()  # one that fails eats the edge, too
                 return False  # the first frame decides for the whole message, so nothing is left half sent
             raise
         if not self._marked:  # the send may have eaten the edge of an arriving message

@@ -256,6 +256,8 @@ def test_a_guest_may_send_anything_in_any_state_and_nobody_else_notices(fuzz, ho
         session.close()
         host.switch.remove(port)
         host.check(seed)
+    if survived + failed < 300:
+        return  # too few to say something about the generator
     assert failed > 0
     assert survived > 0 or reached in (State.INIT, State.CONFIG, State.NDIS_VERSION, State.RECEIVE_BUFFER)
 

@@ -59,7 +59,7 @@ def test_the_name_is_free_at_once_after_an_interrupted_up(lab: Lab, wait: Wait) 
     assert lab.up().exec("vm1", "echo hello").stdout == b"hello\n"
 
 
-def client_goes(lab: Lab, wait: Wait, arch: str, how: signal.Signals, deadline_s: float) -> int:
+def client_goes(lab: Lab, wait: Wait, arch: str, how: signal.Signals) -> int:
     """Signal the client of a guest command that needs no reader, and wait for the command to end; its status."""
     machine = lab.up(arch)
     program = lab.program("exec", "--name", "m", "vm1", "--", "ping", "-q", "-i", "0.01", "vm2")
@@ -72,18 +72,19 @@ def client_goes(lab: Lab, wait: Wait, arch: str, how: signal.Signals, deadline_s
         """No frame leaves vm1 for ten times the interval of its pings."""
         return vm1(machine.ps(window=0.1))["io_per_s"] == 0 == vm1(machine.ps(window=0.1))["io_per_s"]
 
-    wait(quiet, "the guest has stopped pinging", deadline_s)
+    wait(quiet, "the guest has stopped pinging")
     assert machine.exec("vm1", "echo hello").stdout == b"hello\n"
     return program.returncode
 
 
 @pytest.mark.parametrize("arch", ["monolithic", "microkernel"])
 def test_ctrl_c_of_exec_cancels_the_guest_command(lab: Lab, wait: Wait, arch: str) -> None:
-    assert client_goes(lab, wait, arch, signal.SIGINT, 10) == INTERRUPTED
+    assert client_goes(lab, wait, arch, signal.SIGINT) == INTERRUPTED
 
 
-def test_a_killed_client_of_exec_takes_its_silent_guest_command_with_it(lab: Lab, wait: Wait) -> None:
-    assert client_goes(lab, wait, "microkernel", signal.SIGKILL, 2) == -signal.SIGKILL
+@pytest.mark.parametrize("arch", ["monolithic", "microkernel"])
+def test_a_killed_client_of_exec_takes_its_silent_guest_command_with_it(lab: Lab, wait: Wait, arch: str) -> None:
+    assert client_goes(lab, wait, arch, signal.SIGKILL) == -signal.SIGKILL
 
 
 def vm1(report: dict[str, object]) -> dict[str, object]:

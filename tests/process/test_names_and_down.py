@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -121,6 +122,19 @@ def test_a_stopped_machine_is_described_not_waited_for(lab: Lab) -> None:
     assert raised.value.hint == f"kill -CONT {pid}"
     os.kill(pid, signal.SIGCONT)
     assert machine.info()["state"] == "ready"
+
+
+def test_a_reply_that_nobody_waits_for_any_more_does_not_hold_up_the_next_request(lab: Lab) -> None:
+    machine = lab.up()
+    pid = machine.info()["pid"]
+    for _ in range(15):
+        door = Door(RunFolder("m"))
+        os.kill(pid, signal.SIGSTOP)
+        door.send("info")
+        door.receive(time.monotonic() + 0.02)  # nothing comes; the request is on its way
+        door.close()
+        os.kill(pid, signal.SIGCONT)  # now it answers, and a request arrives while that answer fails
+        assert machine.info()["state"] == "ready"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
