@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TIMED_OUT = 124
 #: Chunks of standard input that may be under way before the guest asks for more.
 WINDOW = 8
+#: How long a command that was cancelled is listened to, in seconds.
+LAST_WORD_S = 0.5
 #: Bytes of standard input per message; what a lifeline takes.
 CHUNK = 32 * 1024
 
@@ -63,9 +65,14 @@ class Command:
                     status = self._handle(reply) if reply.get("id") == self._request else None
                 elif self._deadline is not None and time.monotonic() >= self._deadline:
                     self._cancel()
+                    self._hear_out()
                     status = TIMED_OUT
                 else:
                     self._feed()
+        except KeyboardInterrupt:
+            self._cancel()
+            self._hear_out()
+            raise
         except BaseException:
             self._cancel()
             raise
@@ -74,6 +81,13 @@ class Command:
     def _cancel(self) -> None:
         if self._session:
             self._door.send("cancel", session=self._session)
+
+    def _hear_out(self) -> None:
+        """A cancelled command may have a last word, such as ping's statistics."""
+        deadline = time.monotonic() + LAST_WORD_S
+        while time.monotonic() < deadline and (reply := self._door.receive(deadline)) is not None:
+            if reply.get("id") == self._request and self._handle(reply) is not None:
+                return
 
     def _readable_input(self) -> int | None:
         """The input's descriptor while the guest may be sent more; input without one is fed at once."""
