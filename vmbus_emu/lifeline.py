@@ -136,7 +136,7 @@ class Lifeline:
         if len(fds) != 1:
             raise ValueError("a message in memory comes with one descriptor")
         file = os.fstat(fds[0])
-        if not stat.S_ISREG(file.st_mode) or file.st_size > self._largest:  # reading a pipe would wait for ever
+        if not stat.S_ISREG(file.st_mode) or file.st_size > self._largest:  # other files may make us wait
             raise ValueError("no memory file, or too large")
         return os.pread(fds[0], file.st_size, 0)
 

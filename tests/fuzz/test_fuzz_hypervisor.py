@@ -144,8 +144,10 @@ class World:
                 self.check(hypervisor.powered((rng.randrange(8), rng.randrange(2)), next(self.pids)))
             case _ if vps:
                 caller = rng.choice(vps) if rng.random() < 0.6 else ROOT
-                if caller[0] in hypervisor.partitions:
-                    self.execute(caller, *call(rng))
+                made = call(rng)
+                for _ in range(rng.choice((1, 1, 1, 1, 1, 20))):  # a burst fills what is bounded
+                    if caller[0] in hypervisor.partitions:
+                        self.execute(caller, *made)
 
     def structure(self) -> list[Any]:
         """Everything but the counters of buffers in use."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import msgpack
 import pytest
 import zmq
 
-from vmbus_emu.client import Machine, starter
+from vmbus_emu.client import Machine, MachineError, starter
 from vmbus_emu.lifeline import MAX_MESSAGE
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.runfolder import RunFolder
@@ -110,6 +111,17 @@ def test_a_guest_that_broke_its_channel_lost_its_disk_and_nothing_else(hostile: 
     machine.exec("vm1", "attack own_channel")
     wait(lambda: b"disk is gone" in machine.exec("vm1", "read disk0 0 512").stderr, "vm1 knows that its disk is gone")
     assert machine.exec("vm1", "ping -c 1 vm2").status == 0
+
+
+def test_guest_code_that_cannot_be_loaded_ends_the_boot_at_once_with_its_reason(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter, "_CODE", OTHER_GUESTS.replace("hostile_child", "no_such_module") + starter._CODE)
+    begin = time.monotonic()
+    with pytest.raises(MachineError, match="no_such_module"):
+        lab.up(vms=2)
+    assert time.monotonic() - begin < 10, "it is not tried again until the boot's deadline"
+    assert lab.leftovers() == []
 
 
 def test_a_flood_into_the_log_is_kept_within_its_files(hostile: Lab) -> None:

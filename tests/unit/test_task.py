@@ -200,6 +200,31 @@ def test_a_cancellation_right_behind_the_awaited_result_hits_the_next_wait_only(
     assert task.result() == "clean"
 
 
+def test_a_wake_up_that_a_cancellation_overtook_is_not_taken_for_the_next(loop: Loop) -> None:
+    first: Future[int] = Future()
+    second: Future[int] = Future()
+    cleanup: Future[str] = Future()
+
+    async def work() -> str:
+        await first
+        try:
+            await second
+        except Cancelled:
+            return await cleanup
+        return "never"
+
+    task = Task(loop, work(), watched=True)
+    loop.step(0.0)
+    first.resolve(1)                        # queued: go on, to wait for the second
+    loop.call_soon(second.resolve, 2)       # then its wake-up is queued, behind the cancellation
+    task.cancel()
+    rounds(loop)
+    assert not task.done
+    cleanup.resolve("clean")
+    rounds(loop)
+    assert task.result() == "clean"
+
+
 def test_within_passes_on_the_outcome_or_says_that_time_is_up(loop: Loop) -> None:
     quick: Future[int] = Future()
     failing: Future[int] = Future()

@@ -26,6 +26,8 @@ from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.task import Task
 from vmbus_emu.topology.data import Topology
 
+#: Before the front door is started anew: one that cannot open must not keep the machine busy forking.
+FRONT_DELAY_S = 0.05
 #: Messages refused that are written to the log; the rest are only counted.
 LOGGED_REFUSALS = 20
 
@@ -131,7 +133,7 @@ class Machine:
             return
         if process.name == "front":  # the machine's own part: without it nobody could ask what happened
             self._front_restarts += 1
-            self._power.start_front()
+            self.loop.call_later(FRONT_DELAY_S, self._restart_front)
             return
         tail = self.supervisor.log(process.name).tail
         reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {tail[-1]}" if tail else "")
@@ -147,6 +149,10 @@ class Machine:
         if self.state in ("ready", "degraded"):
             alive = any(self._hosts[vm] in self.supervisor.running for vm in self._vms)
             self.state = "degraded" if alive or not self._vms else "halted"
+
+    def _restart_front(self) -> None:
+        if self._shutdown is None:
+            self._power.start_front()
 
     def _tell_of_death(self, process: Process) -> None:
         running = self.supervisor.running
