@@ -7,6 +7,8 @@ No routes beyond the adapter's own subnet, no fragments, no options sent, no UDP
 ``arp_accept``, the stack also learns addresses from ARP broadcasts that are not meant for it: N guests that
 announce themselves once know each other without N² requests.
 
+A little long, because a packet's whole way through the stack, both ways, reads best in one piece.
+
 Bounds: those of :mod:`partitions.child.neighbours`, :data:`BACKLOG` frames waiting for the adapter,
 :data:`MAX_ECHOES` echoes without an answer.
 """

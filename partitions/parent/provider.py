@@ -4,6 +4,8 @@ It carries out the effects of :class:`vmbus_emu.vmbus.server.Connection`: messag
 messages, requests to a device go to its VSP, wherever that lives. Management tells it of each new partition
 (``attach``), which it then wires up. Who a message is from is the port it arrived at: every partition has one of
 its own.
+
+A little long: the effects, the VSPs' answers and the guests' messages are one queue, whose order is the point.
 """
 
 from __future__ import annotations

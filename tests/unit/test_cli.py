@@ -316,14 +316,6 @@ def test_too_many_vms_for_this_host_fail_early_with_the_number(run: Bench) -> No
     assert FakeMachine.calls == []
 
 
-def test_a_second_up_says_what_is_running_and_what_to_do(run: Bench, up: RunFolder) -> None:
-    result = run("up")
-    assert result.exit_code == 1
-    assert f'"default" is already running (microkernel, 2 VMs, pid {os.getpid()}); ' in result.stderr
-    assert "vmbus-emu down" in result.stderr
-    assert FakeMachine.calls == []
-
-
 def test_up_interrupted_after_the_start_takes_the_machine_down_again(run: Bench) -> None:
     FakeMachine.answers["ps"] = KeyboardInterrupt()
     assert run("up").exit_code == 130

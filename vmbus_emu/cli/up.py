@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmbus_emu.cli.attach import named
-from vmbus_emu.cli.errors import Failure
 from vmbus_emu.cli.options import json_option, topology, topology_options
 from vmbus_emu.cli.progress import progress_line
 from vmbus_emu.cli.ps import ps_lines
-from vmbus_emu.cli.table import json_text, plural
+from vmbus_emu.cli.table import json_text
 
 if TYPE_CHECKING:
     from vmbus_emu.topology import Topology
@@ -32,7 +31,6 @@ def up(as_json: bool, **options: Any) -> None:
       vmbus-emu up --name lab --vms 4 --disk vm2=a.img --policy parent=restart
     """
     wanted = topology(limits=True, **options)
-    _refuse_if_running(wanted.name)
     from vmbus_emu.client import Machine
 
     machine = Machine(wanted)
@@ -52,23 +50,6 @@ def up(as_json: bool, **options: Any) -> None:
     for line in ps_lines(report):
         click.echo(line)
     click.echo(_hint(wanted), err=True)
-
-
-def _refuse_if_running(name: str) -> None:
-    from vmbus_emu.runfolder import RunFolder
-
-    folder = RunFolder(name)
-    pid = folder.holder()
-    if pid is None:
-        return
-    info = folder.info()
-    vms = info.get("vms")
-    what = [str(info.get("arch") or "starting")]
-    if isinstance(vms, list):
-        what.append(plural(len(vms), "VM"))
-    what.append(f"pid {pid}")
-    raise Failure(f'"{name}" is already running ({", ".join(what)})',
-                  f"vmbus-emu ps{named(name)} shows it, vmbus-emu down{named(name)} ends it, --name starts another")
 
 
 def _hint(wanted: Topology) -> str:

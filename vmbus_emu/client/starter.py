@@ -37,14 +37,7 @@ def start(folder: RunFolder, topology: Topology, progress: Progress) -> int:
 
     If this process goes away or is interrupted before, the machine takes itself down.
     """
-    pid = folder.holder()
-    if pid is not None:
-        info = folder.info()
-        vms = len(info.get("vms", ()))
-        what = f"{info['arch']}, {vms} VMs, pid {pid}" if info else f"pid {pid}"
-        named = "" if folder.name == "default" else f" --name {folder.name}"
-        raise MachineError(f'"{folder.name}" is already running ({what})',
-                           f"vmbus-emu down{named}, or give the new one another --name")
+    _refuse_if_running(folder)
     try:
         sweep(folder.name)
     except RunFolderError as error:
@@ -63,6 +56,20 @@ def start(folder: RunFolder, topology: Topology, progress: Progress) -> int:
             end.close()
         for fd in (description, errors):
             os.close(fd)
+
+
+def _refuse_if_running(folder: RunFolder) -> None:
+    pid = folder.holder()
+    if pid is None:
+        return
+    info = folder.info()
+    vms = len(info.get("vms", ()))
+    what = f"{info['arch']}, {vms} VM{'s' if vms != 1 else ''}, pid {pid}" if info else f"starting, pid {pid}"
+    named = "" if folder.name == "default" else f" --name {folder.name}"
+    raise MachineError(
+        f'"{folder.name}" is already running ({what})',
+        f"vmbus-emu ps{named} shows it, vmbus-emu down{named} ends it, --name starts another",
+    )
 
 
 def _memory(name: str, content: bytes) -> int:

@@ -12,7 +12,8 @@ One :class:`ClientConnection` per child, owned by the child's bus driver, which 
 * A call about a channel that is gone is answered as failed, since the guest may not know yet. A call that
   breaks the guest's own order (opening twice, releasing while opening) is a bug and raises ``ValueError``.
 
-Sequence and checks: protocol sheet 2.3, 2.5, 2.6.
+Sequence and checks: protocol sheet 2.3, 2.5, 2.6. A little long for its public docstrings; the channels' part is in
+:mod:`vmbus_emu.vmbus.client_channels` already.
 """
 
 from __future__ import annotations
