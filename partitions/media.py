@@ -27,7 +27,7 @@ class Disks:
 
     def build(self, disks: Sequence[Mapping[str, Any]], post_for: Callable[[str], Callable[..., Any]]) -> None:
         """Make the driver of every disk. ``post_for(medium)`` is what brings a worker's completion back to the
-        driver's owner; drivers with the same one share their workers."""
+        driver's owner."""
         for disk in disks:
             fd, info = self._media[disk["medium"]]
             self.drivers[disk["medium"]] = load(disk["driver"])(fd, info, post_for(disk["medium"]))

@@ -145,7 +145,6 @@ def instance_id(vm: str, device: str) -> uuid.UUID:
 
 def configuration(topology: Topology, spec: ProcessSpec, hypervisor: str, channels: str) -> dict[str, Any]:
     """Everything process ``spec`` is told at its start. ``hypervisor``: its socket; ``channels``: their folder."""
-    hosts = {component.name: process.name for process in processes(topology) for component in process.components}
     names = [component.name for component in spec.components]
     config: dict[str, Any] = {"socket": hypervisor, "channels": channels, "components": names}
     if "storvsp" in names:
@@ -153,7 +152,7 @@ def configuration(topology: Topology, spec: ProcessSpec, hypervisor: str, channe
     if "netvsp" in names:
         config["netvsp"] = {"entry": VSPS["netvsp"], **network(topology)}
     if "management" in names:
-        own = [[name, "vsp"] for name in VSPS if hosts[name] == name]
+        own = [[name, "vsp"] for name in VSPS if PLACEMENTS[topology.arch][name] == "*"]
         config["partitions"] = own + [[vm.name, "child"] for vm in topology.vms]
     config["guests"] = [guest(topology, vm) for vm in topology.vms if vm.name in names]
     return config

@@ -1,4 +1,7 @@
-"""What each verb asks of the client, prints, and ends with. The client and the placement are stand-ins here."""
+"""What each verb asks of the client, prints, and ends with. The client and the placement are stand-ins here.
+
+Long, because every verb is run through the same stand-ins; a heading for each.
+"""
 
 from __future__ import annotations
 

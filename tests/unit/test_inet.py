@@ -1,4 +1,7 @@
-"""The guest's IP stack: known bytes, ARP learning and bounds, echo outcomes, and frames that make no sense."""
+"""The guest's IP stack: known bytes, ARP learning and bounds, echo outcomes, and frames that make no sense.
+
+Long, because all of it drives one stack at one wire.
+"""
 
 import dataclasses
 

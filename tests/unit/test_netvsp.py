@@ -1,4 +1,7 @@
-"""A netvsp session against a guest written out packet by packet: order, credit, validation, and what is counted."""
+"""A netvsp session against a guest written out packet by packet: order, credit, validation, and what is counted.
+
+Long, because all of it drives one guest that knows the handshake.
+"""
 
 import struct
 

@@ -1,4 +1,7 @@
-"""The VSC alone: a scripted server at the other end of a memory channel, answering when the test says so."""
+"""The VSC alone: a scripted server at the other end of a memory channel, answering when the test says so.
+
+Long, because all of it drives one scripted server.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The VSP session alone: packets in at one end of a memory channel, a driver the test completes by hand."""
+"""The VSP session alone: packets in at one end of a memory channel, a driver the test completes by hand.
+
+Long, because all of it drives one session and one driver.
+"""
 
 from __future__ import annotations
 
