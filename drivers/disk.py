@@ -9,6 +9,7 @@ threads. What the caller may rely on (design rules 6 and 8):
 * The descriptor is used as it was handed over, never reopened and never closed.
 
 A fault of the medium is ``Status.IO_ERROR``; no exception leaves a driver for what a medium or a client did.
+(A little long: what is tried in the loop and what a worker does read best side by side.)
 """
 
 from __future__ import annotations
@@ -16,20 +17,29 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from time import monotonic as _now
 
 from drivers.workers import IoWorkers
 from vmbus_emu.device import (
     BLOCK_SIZE,
+    BUSY,
+    FLUSH,
     MAX_TRANSFER_BYTES,
+    NULL,
+    OK,
+    READ,
+    UNMAP,
+    WRITE,
     BlockInfo,
     BlockRequest,
     BlockStats,
     Buffer,
+    Home,
+    Memory,
     Op,
+    Scatter,
     Status,
     request_fault,
 )
@@ -70,10 +80,10 @@ class _Disk:
             request.finish(Status.UNSUPPORTED)
             return
         fault = request_fault(request, self._info)
-        if fault is None and request.op is Op.READ and _is_constant(request.buffer):
+        if fault is None and request.op is READ and _is_constant(request.buffer):
             fault = Status.INVALID
         if fault is None and self._outstanding >= self._depth:
-            fault = Status.BUSY
+            fault = BUSY
         if fault is None:
             operation(request)
         else:
@@ -82,30 +92,48 @@ class _Disk:
     def _complete(self, request: BlockRequest, status: Status) -> None:
         op = request.op
         self._completed[op] += 1
-        self._last_io = time.monotonic()
-        if status is not Status.OK:
+        self._last_io = _now()
+        if status is not OK:
             self._errors += 1
-        elif op is Op.READ:
+        elif op is READ:
             self._read_bytes += request.blocks * BLOCK_SIZE
-        elif op is Op.WRITE:
+        elif op is WRITE:
             self._written_bytes += request.blocks * BLOCK_SIZE
         request.finish(status)
 
     def _succeed(self, request: BlockRequest) -> None:
-        self._complete(request, Status.OK)
+        self._complete(request, OK)
 
     def stats(self) -> BlockStats:
         done = self._completed
         return BlockStats(
-            reads=done[Op.READ], writes=done[Op.WRITE], flushes=done[Op.FLUSH], other=done[Op.READY] + done[Op.UNMAP],
+            reads=done[READ], writes=done[WRITE], flushes=done[FLUSH], other=done[NULL] + done[UNMAP],
             read_bytes=self._read_bytes, written_bytes=self._written_bytes, errors=self._errors,
             outstanding=self._outstanding, last_io=self._last_io,
         )  # fmt: skip
 
 
-def _is_constant(buffer: Buffer | None) -> bool:
+def _is_constant(buffer: Memory | None) -> bool:
     """Whether a read into ``buffer`` is impossible."""
-    return type(buffer) is not bytearray and buffer is not None and memoryview(buffer).readonly
+    if type(buffer) is memoryview:
+        return buffer.readonly
+    return type(buffer) is bytes
+
+
+def _pieces(buffer: Memory | None) -> Sequence[Buffer]:
+    """What the kernel is to read or write, in order."""
+    assert buffer is not None
+    return buffer.pieces if type(buffer) is Scatter else (buffer,)  # type: ignore[return-value]
+
+
+def _after(pieces: Sequence[Buffer], done: int) -> list[memoryview]:
+    """What is left of ``pieces`` when the first ``done`` bytes are moved."""
+    left = []
+    for piece in pieces:
+        if done < len(piece):
+            left.append(memoryview(piece)[done:])
+        done = max(0, done - len(piece))
+    return left
 
 
 class NullDisk(_Disk):
@@ -115,12 +143,13 @@ class NullDisk(_Disk):
         super().__init__(info)
         self._zeros = memoryview(bytes(info.max_transfer_bytes))
         self._operations = dict.fromkeys(Op, self._succeed)
-        self._operations[Op.READ] = self._read
+        self._operations[READ] = self._read
 
     def _read(self, request: BlockRequest) -> None:
         if request.buffer:
-            memoryview(request.buffer)[:] = self._zeros[: len(request.buffer)]
-        self._complete(request, Status.OK)
+            for piece in _pieces(request.buffer):
+                memoryview(piece)[:] = self._zeros[: len(piece)]
+        self._complete(request, OK)
 
 
 class FileDisk(_Disk):
@@ -139,11 +168,11 @@ class FileDisk(_Disk):
         self._awaiting_sync: list[BlockRequest] = []
         self._sync_failed = False
         self._operations = {
-            Op.READY: self._succeed,
-            Op.READ: self._read,
-            Op.WRITE: self._write,
-            Op.FLUSH: self._succeed if memory else self._flush,
-            Op.UNMAP: self._unmap,
+            NULL: self._succeed,
+            READ: self._read,
+            WRITE: self._write,
+            FLUSH: self._succeed if memory else self._flush,
+            UNMAP: self._unmap,
         }
 
     # -- in the loop, or handed to a worker ---------------------------------------------------------------------
@@ -152,15 +181,15 @@ class FileDisk(_Disk):
         if self._memory:
             self._complete(request, self._read_now(request))
         elif self._can_try_reading and self._read_if_cached(request):
-            self._complete(request, Status.OK)
+            self._complete(request, OK)
         else:
             self._hand_over(self._read_now, request)
 
     def _read_if_cached(self, request: BlockRequest) -> bool:
-        buffer = request.buffer
-        assert isinstance(buffer, (bytearray, memoryview))
+        pieces = _pieces(request.buffer)
         try:
-            return os.preadv(self._fd, (buffer,), request.lba * BLOCK_SIZE, os.RWF_NOWAIT) == len(buffer)
+            done = os.preadv(self._fd, pieces, request.lba * BLOCK_SIZE, os.RWF_NOWAIT)
+            return done == request.blocks * BLOCK_SIZE
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 self._can_try_reading = False
@@ -204,7 +233,7 @@ class FileDisk(_Disk):
 
     def _synced(self, batch: list[BlockRequest], status: Status) -> None:
         self._syncing = False
-        if status is not Status.OK:
+        if status is not OK:
             # The kernel reports a failed write-back once and then calls the lost pages clean: the next
             # fdatasync would succeed over data that never arrived. So this descriptor's word is no good
             # any more, and every later flush fails, until somebody opens the medium anew.
@@ -219,49 +248,49 @@ class FileDisk(_Disk):
     # -- what blocks: in a worker's thread, or in the loop where the medium is memory ---------------------------
 
     def _read_now(self, request: BlockRequest) -> Status:
-        assert isinstance(request.buffer, (bytearray, memoryview))
-        view, offset = memoryview(request.buffer), request.lba * BLOCK_SIZE
+        pieces, offset, left = _pieces(request.buffer), request.lba * BLOCK_SIZE, request.blocks * BLOCK_SIZE
         try:
-            while view:
-                count = os.preadv(self._fd, (view,), offset)
+            while left:
+                count = os.preadv(self._fd, pieces, offset)
                 if not count:
                     return Status.IO_ERROR  # the file ends before the disk does: somebody cut it
-                view, offset = view[count:], offset + count
+                offset, left = offset + count, left - count
+                if left:
+                    pieces = _after(pieces, count)
         except OSError:
             return Status.IO_ERROR
-        return Status.OK
+        return OK
 
     def _write_now(self, request: BlockRequest) -> Status:
-        buffer, offset = request.buffer, request.lba * BLOCK_SIZE
-        assert buffer is not None
-        return self._write_all(buffer, offset)
+        return self._write_all(_pieces(request.buffer), request.lba * BLOCK_SIZE, request.blocks * BLOCK_SIZE)
 
-    def _write_all(self, buffer: Buffer, offset: int) -> Status:
+    def _write_all(self, pieces: Sequence[Buffer], offset: int, left: int) -> Status:
         try:
-            count = os.pwrite(self._fd, buffer, offset)
-            while count < len(buffer):
+            while left:
+                count = os.pwritev(self._fd, pieces, offset)
                 if not count:
                     return Status.IO_ERROR
-                buffer, offset = memoryview(buffer)[count:], offset + count
-                count = os.pwrite(self._fd, buffer, offset)
+                offset, left = offset + count, left - count
+                if left:
+                    pieces = _after(pieces, count)
         except OSError:
             return Status.IO_ERROR
-        return Status.OK
+        return OK
 
     def _sync_now(self) -> Status:
         try:
             os.fdatasync(self._fd)
         except OSError:
             return Status.IO_ERROR
-        return Status.OK
+        return OK
 
     def _unmap_now(self, request: BlockRequest) -> Status:
         offset, length = request.lba * BLOCK_SIZE, request.blocks * BLOCK_SIZE
         if not length:
-            return Status.OK
+            return OK
         while self._can_punch:
             if _libc.fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length) == 0:
-                return Status.OK
+                return OK
             error = ctypes.get_errno()
             if error in (errno.EOPNOTSUPP, errno.ENOSYS):
                 self._can_punch = False
@@ -269,25 +298,25 @@ class FileDisk(_Disk):
                 return Status.IO_ERROR
         while length:  # no holes on this file system; the blocks must read as zeros all the same
             count = min(length, len(_ZEROS))
-            if self._write_all(_ZEROS[:count], offset) is not Status.OK:
+            if self._write_all((_ZEROS[:count],), offset, count) is not OK:
                 return Status.IO_ERROR
             offset, length = offset + count, length - count
-        return Status.OK
+        return OK
 
 
-# -- what a placement names: every driver is made from (descriptor, info, way back to its owner's loop) --------------
+# -- what a placement names: every driver is made from (descriptor, info, where its owner lives) --------------
 
 
-def file_disk(fd: int, info: BlockInfo, post: Callable[..., Any]) -> FileDisk:
+def file_disk(fd: int, info: BlockInfo, home: Home) -> FileDisk:
     """A raw image, with workers of its own: one slow medium does not hold up another's requests."""
-    return FileDisk(fd, info, IoWorkers(post))
+    return FileDisk(fd, info, IoWorkers(home))
 
 
-def ram_disk(fd: int, info: BlockInfo, post: Callable[..., Any]) -> FileDisk:
+def ram_disk(fd: int, info: BlockInfo, home: Home) -> FileDisk:
     """A memfd; its workers never start a thread."""
-    return FileDisk(fd, info, IoWorkers(post), memory=True)
+    return FileDisk(fd, info, IoWorkers(home), memory=True)
 
 
-def null_disk(fd: int, info: BlockInfo, post: Callable[..., Any]) -> NullDisk:
+def null_disk(fd: int, info: BlockInfo, home: Home) -> NullDisk:
     """No medium: ``fd`` is -1."""
     return NullDisk(info)

@@ -51,8 +51,9 @@ class DeviceLock:
     def __init__(self, name: str) -> None:
         self.name = name
         self.lock = threading.Lock()
+        self.working = 0
 
-    def post(self, callback: Callable[..., Any], *arguments: Any) -> None:
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *arguments: Any) -> None:
         """Run a worker's completion as the driver may expect it: alone."""
         with self.lock:
             try:

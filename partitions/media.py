@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vmbus_emu.device import BlockDevice, BlockInfo
+from vmbus_emu.device import BlockDevice, BlockInfo, Home
 from vmbus_emu.lifeline import Message
 from vmbus_emu.node import load
 
@@ -25,12 +25,11 @@ class Disks:
         """Take a medium from the machine; a null disk has no descriptor."""
         self._media[message["name"]] = (fds[0] if fds else -1, BlockInfo(**message["info"]))
 
-    def build(self, disks: Sequence[Mapping[str, Any]], post_for: Callable[[str], Callable[..., Any]]) -> None:
-        """Make the driver of every disk. ``post_for(medium)`` is what brings a worker's completion back to the
-        driver's owner."""
+    def build(self, disks: Sequence[Mapping[str, Any]], home_for: Callable[[str], Home]) -> None:
+        """Make the driver of every disk. ``home_for(medium)`` is where its workers bring their completions."""
         for disk in disks:
             fd, info = self._media[disk["medium"]]
-            self.drivers[disk["medium"]] = load(disk["driver"])(fd, info, post_for(disk["medium"]))
+            self.drivers[disk["medium"]] = load(disk["driver"])(fd, info, home_for(disk["medium"]))
 
     def stats(self) -> dict[str, Any]:
         """Completed requests over all disks and when the last one was."""

@@ -79,7 +79,7 @@ class Monolith:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a panic aborts; its core would be every guest's memory
         disks = config["storvsp"]["disks"]
         self._disk_locks = {disk["medium"]: DeviceLock(disk["medium"]) for disk in disks}
-        self._disks.build(disks, lambda medium: self._disk_locks[medium].post)
+        self._disks.build(disks, lambda medium: self._disk_locks[medium])
         self._build_network(config["netvsp"])
         self._configs = {guest["name"]: guest for guest in config["guests"]}
         for component in ("hypervisor", "management", "storvsp", "netvsp"):

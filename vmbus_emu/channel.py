@@ -5,6 +5,7 @@ The VSC and the VSP of a device see only :class:`Channel`. What carries the pack
 * :class:`ZmqChannel`, one ZeroMQ PAIR over a socket file per channel and incarnation. A packet is one
   frame, msgpack ``[packet_type, flags, transaction_id, device message in its real bytes]``, and a second
   frame with the data if there is any. No memory is shared.
+* :class:`~vmbus_emu.ring_channel.RingChannel`, two rings in shared memory with doorbells; data stays where it is.
 * :func:`channel_pair`, two ends in one process, for tests and for looking at a protocol in isolation.
 
 A *protocol error* is not a bug: what a peer sent wrong closes this channel, with a reason
@@ -20,44 +21,47 @@ from typing import Any
 import msgpack
 import zmq
 
-from vmbus_emu.device import MAX_TRANSFER_BYTES, Buffer
+from vmbus_emu.device import MAX_TRANSFER_BYTES, Buffer, Memory
 from vmbus_emu.loop import Loop
+from vmbus_emu.protocol.packets import COMPLETION_REQUESTED, MAX_MESSAGE_BYTES, PACKET_TYPES
 from vmbus_emu.zmqport import Context, ZmqPort, peer_pid
-
-# Packet types (protocol sheet 3.3). Only these four occur.
-IN_BAND = 6
-TRANSFER_PAGES = 7
-GPA_DIRECT = 9
-COMPLETION = 0xB
-PACKET_TYPES = frozenset((IN_BAND, TRANSFER_PAGES, GPA_DIRECT, COMPLETION))
-#: Packet flag bit 0: the sender wants a COMPLETION with the same transaction id.
-COMPLETION_REQUESTED = 1
 
 #: The largest packet a peer may send: one transfer and room for its headers.
 MAX_PACKET_BYTES = MAX_TRANSFER_BYTES + 4096
-_MAX_MESSAGE_BYTES = 16384
 #: Messages libzmq may queue per direction: every outstanding request and completion fits.
 _QUEUE = 512
 
 #: ``handler(packet_type, flags, transaction_id, message, data)``; the buffers are valid during the call,
-#: and for as long as they are referenced.
-PacketHandler = Callable[[int, int, int, bytes, Buffer | None], Any]
+#: and for as long as they are referenced. Shared memory may change under the reader at any time.
+PacketHandler = Callable[[int, int, int, bytes, Memory | None], Any]
 
 
 class Channel:
-    """One end of a channel. The owner sets ``on_packet`` and ``on_failed`` before anything can arrive."""
+    """One end of a channel. The owner sets ``on_packet`` and ``on_failed`` before anything can arrive.
+
+    How data travels depends on ``shares_memory``. Without it, ``data`` is carried along and arrives as ``data``: with a
+    request to be written, with the completion of a read. With it, a GPA-direct request describes the guest's buffer
+    (``data`` to be written, or ``room`` for what is read), arrives with that very memory as ``data``, and the
+    completion carries none: the server has read or filled it in place.
+    """
+
+    shares_memory = False
 
     def __init__(self) -> None:
         self.on_packet: PacketHandler = lambda *packet: None
         #: Called once with the reason when the peer broke the protocol; the owner revokes or gives up.
         self.on_failed: Callable[[str], Any] = lambda reason: None
+        #: Called when there may be room again after :meth:`send` found none.
+        self.on_room: Callable[[], Any] = lambda: None
         self.failed: str | None = None
         self.closed = False
 
     def send(
-        self, packet_type: int, flags: int, transaction_id: int, message: Buffer, data: Buffer | None = None
+        self, packet_type: int, flags: int, transaction_id: int, message: Buffer,
+        data: Buffer | None = None, room: Buffer | None = None,
     ) -> bool:
-        """Queue one packet. ``False``: there is no room (or nobody there); nothing was sent."""
+        """Queue one packet; ``message`` has been copied on return, ``data`` belongs to the channel until the answer.
+        ``False``: there is no room (or nobody there); nothing was sent."""
         raise NotImplementedError
 
     def fail(self, reason: str) -> None:
@@ -91,7 +95,8 @@ class ZmqChannel(Channel):
         self._port.connect(path)
 
     def send(
-        self, packet_type: int, flags: int, transaction_id: int, message: Buffer, data: Buffer | None = None
+        self, packet_type: int, flags: int, transaction_id: int, message: Buffer,
+        data: Buffer | None = None, room: Buffer | None = None,
     ) -> bool:
         if self.closed:
             return False
@@ -118,7 +123,7 @@ class ZmqChannel(Channel):
 
 def decode_packet(head: Buffer) -> tuple[int, int, int, bytes] | None:
     """``(packet_type, flags, transaction_id, message)`` of a packet's first frame; ``None`` if it is not one."""
-    if len(head) > _MAX_MESSAGE_BYTES:
+    if len(head) > MAX_MESSAGE_BYTES:
         return None
     try:
         packet = msgpack.unpackb(head, use_list=False, raw=False)
@@ -146,7 +151,8 @@ class MemoryChannel(Channel):
         self._room = room
 
     def send(
-        self, packet_type: int, flags: int, transaction_id: int, message: Buffer, data: Buffer | None = None
+        self, packet_type: int, flags: int, transaction_id: int, message: Buffer,
+        data: Buffer | None = None, room: Buffer | None = None,
     ) -> bool:
         if self.closed or self.peer.closed or len(self.peer.inbox) >= self._room:
             return False

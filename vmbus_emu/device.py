@@ -21,11 +21,56 @@ Units: ``lba`` and ``blocks`` count logical blocks of ``block_size`` bytes (512)
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 Buffer = bytes | bytearray | memoryview
+
+
+class Scatter:
+    """Memory in several pieces, as a guest's page list may describe it; ``len()`` is their bytes together."""
+
+    __slots__ = ("_length", "pieces")
+
+    def __init__(self, pieces: Sequence[memoryview]) -> None:
+        self.pieces = pieces
+        self._length = sum(map(len, pieces))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.pieces)
+
+
+#: What a block request moves: one piece of memory, or several.
+Memory = Buffer | Scatter
+
+
+def first(memory: Memory, nbytes: int) -> Memory:
+    """The first ``nbytes`` of ``memory``, in place."""
+    if len(memory) == nbytes:
+        return memory
+    if type(memory) is not Scatter:
+        return memoryview(memory)[:nbytes]  # type: ignore[arg-type]
+    kept = []
+    for piece in memory.pieces:
+        if nbytes:
+            kept.append(piece[:nbytes])
+            nbytes -= len(kept[-1])
+    return Scatter(kept)
+
+
+def fill(memory: Memory, data: Buffer) -> None:
+    """Put ``data``, not longer than ``memory``, into it from the start."""
+    done = 0
+    view = memoryview(data)
+    for piece in memory.pieces if type(memory) is Scatter else (memoryview(memory),):  # type: ignore[arg-type]
+        part = view[done : done + len(piece)]
+        piece[: len(part)] = part
+        done += len(part)
+
 
 BLOCK_SIZE = 512
 PHYSICAL_BLOCK_SIZE = 4096
@@ -62,10 +107,17 @@ class Op(enum.IntEnum):
     UNMAP = 4           #: the blocks' contents are no longer needed; they read as zeros afterwards
 
 
+# What every request's way asks for, as plain names: an attribute of an enumeration takes CPython 3.11 longer to find
+# than a call.
+NULL, READ, WRITE, FLUSH, UNMAP = Op
+OK, BUSY = Status.OK, Status.BUSY
+
+
 class BlockRequest:
     """One request to a :class:`BlockDevice`.
 
     ``buffer`` holds exactly ``blocks * 512`` bytes for READ (writable) and WRITE, else ``None``.
+    A driver takes it in pieces, too.
     ``on_done`` is called once, with the request, when ``status`` is set.
     """
 
@@ -76,7 +128,7 @@ class BlockRequest:
         op: Op,
         lba: int = 0,
         blocks: int = 0,
-        buffer: Buffer | None = None,
+        buffer: Memory | None = None,
         on_done: Callable[[BlockRequest], Any] = lambda request: None,
     ) -> None:
         self.op = op
@@ -101,13 +153,13 @@ class BlockRequest:
 def request_fault(request: BlockRequest, info: BlockInfo) -> Status | None:
     """The status a request must end with before any medium is touched, or ``None`` if it may proceed."""
     op = request.op
-    if op is Op.READY or op is Op.FLUSH:
+    if op is NULL or op is FLUSH:
         return None
     if request.lba < 0 or request.blocks < 0 or request.lba + request.blocks > info.block_count:
         return Status.OUT_OF_RANGE
-    if op is not Op.READ and info.read_only:
+    if op is not READ and info.read_only:
         return Status.READ_ONLY
-    if op is Op.UNMAP:
+    if op is UNMAP:
         return None
     if request.buffer is None or len(request.buffer) != request.blocks * BLOCK_SIZE:
         return Status.INVALID
@@ -144,6 +196,16 @@ class BlockDevice(Protocol):
         """A writable buffer for requests to this device, placed where the device moves data cheapest."""
 
     def stats(self) -> BlockStats: ...
+
+
+class Home(Protocol):
+    """Where a driver lives."""
+
+    #: How many pieces of work are in threads now: a loop that spun meanwhile would keep them from running.
+    working: int
+
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        """Run the callback where the driver may be called, from any thread."""
 
 
 @dataclass(frozen=True, slots=True)

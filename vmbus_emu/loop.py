@@ -19,7 +19,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -40,6 +40,13 @@ class Timer:
         self.callback = None
 
 
+class Poller(Protocol):
+    """What looks at shared memory for the loop (:class:`vmbus_emu.polling.Poller`)."""
+
+    def before_sleep(self, timeout: float) -> float | None: ...
+    def looked(self, now: float) -> None: ...
+
+
 class Loop:
     """Runs callbacks until :meth:`stop`. Everything but :meth:`call_soon_threadsafe` belongs to one thread."""
 
@@ -55,6 +62,11 @@ class Loop:
         self.now = time.monotonic()
         #: The longest time, in seconds, that callbacks kept the loop from looking at its descriptors.
         self.longest_stall = 0.0
+        #: Asked before each sleep, if there are rings to look at.
+        self.poller: Poller | None = None
+        #: I/O workers that are at work for this loop: while there are any, it does not spin.
+        self.working = 0
+        self._looked = self.now
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._foreign: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self.watch(self._wake_fd, self._woken)
@@ -144,14 +156,22 @@ class Loop:
         timeout = longest
         if self._soon or self._pumps:
             timeout = 0.0
-        elif self._timers:
+        elif self._next_timer():
             until = max(0.0, self._timers[0][0] - time.monotonic())
             timeout = until if longest < 0 else min(until, longest)
-        busy = time.monotonic() - self.now
+        poller = self.poller
+        if poller is not None:
+            may_sleep = poller.before_sleep(timeout)
+            if may_sleep is None:
+                if self._timers:
+                    self._run_timers()
+                return
+            timeout = may_sleep
+        busy = (time.monotonic() if poller is None else self.now) - self._looked
         if busy > self.longest_stall:
             self.longest_stall = busy
         ready = self._epoll.poll(timeout)
-        self.now = time.monotonic()
+        self.now = self._looked = time.monotonic()
         handlers = self._handlers
         for fd, events in ready:
             handler = handlers.get(fd)  # an earlier handler of this round may have unwatched it
@@ -159,6 +179,15 @@ class Loop:
                 handler(events)
         if self._timers:
             self._run_timers()
+        if poller is not None:
+            poller.looked(self._looked)
+
+    def _next_timer(self) -> bool:
+        """Whether there is one, at the head of the heap. What was cancelled shall not wake anybody."""
+        timers = self._timers
+        while timers and timers[0][2].callback is None:
+            heapq.heappop(timers)
+        return bool(timers)
 
     def _run_timers(self) -> None:
         now = time.monotonic()

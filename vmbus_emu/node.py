@@ -22,7 +22,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import setproctitle
 import zmq
@@ -30,6 +30,10 @@ import zmq
 from vmbus_emu.lifeline import Lifeline, Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.zmqport import Context
+
+if TYPE_CHECKING:
+    from vmbus_emu.inbox import DescriptorInbox
+    from vmbus_emu.polling import Poller
 
 _PR_SET_PDEATHSIG = 1
 #: Looked up once, before any fork: doing it in each new process would cost it 200 KB of its own.
@@ -65,8 +69,14 @@ class Node:
         self.name = birth.name
         self.folder = birth.folder
         self.incarnation = birth.incarnation
-        #: Where the hypervisor sends descriptors of granted memory.
+        #: Where the hypervisor sends descriptors of granted memory and of doorbells; see :attr:`inbox`.
         self.descriptors = descriptors
+        #: Memory files behind the guest's own I/O memory, in the order of its configuration. The component owns them.
+        self.io_memory: tuple[int, ...] = ()
+        self._inbox: DescriptorInbox | None = None
+        #: How :attr:`poller` waits: never, adaptive or always spinning.
+        self.poll = "adaptive"
+        self._poller: Poller | None = None
         self.loop = Loop()
         #: Set before the first use of :attr:`context`, which allocates for so many.
         self.max_sockets = 32
@@ -82,6 +92,30 @@ class Node:
             self._context = Context(1)
             self._context.set(zmq.MAX_SOCKETS, self.max_sockets)
         return self._context
+
+    @property
+    def poller(self) -> Poller:
+        """What looks at this process's rings; made on first use, for a process without rings needs none."""
+        if self._poller is None:
+            from vmbus_emu.polling import Poller  # not at the top, for the same reason as below
+
+            self._poller = Poller(self.loop, self.poll)
+        return self._poller
+
+    @property
+    def inbox(self) -> DescriptorInbox:
+        """What the hypervisor handed to this process; watched from the first use on.
+
+        Raises ``RuntimeError`` in a process that stands in for no virtual processor: nobody hands it anything.
+        """
+        if self._inbox is None:
+            if self.descriptors is None:
+                raise RuntimeError(f"{self.name} has no descriptor socket")
+            # Not at the top: the hypervisor's process is a node, too, and has no use for this code.
+            from vmbus_emu.inbox import DescriptorInbox
+
+            self._inbox = DescriptorInbox(self.loop, self.descriptors)
+        return self._inbox
 
     def run(self) -> None:
         component: Component = load(self._birth.entry)(self)
@@ -102,6 +136,7 @@ class Node:
         assert component is not None
         match message["t"]:
             case "start":
+                self.io_memory = tuple(fds)
                 component.start(message["config"])
             case "stats":
                 self.lifeline.send({"t": "stats", "id": message["id"], "stats": component.stats()})

@@ -1,7 +1,7 @@
 """Which component lives in which process: the architecture, as data.
 
 :data:`PLACEMENTS` is the whole difference between the designs. Everything else here is derived from it and a
-topology, by pure functions: the processes to start, what each is told, and the plan that ``vmbus-emu plan`` shows.
+topology, by pure functions: the processes to start, and what each is told.
 Components are named by import path; a process loads its own and nothing else.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vmbus_emu.topology.data import DiskSpec, Topology, VmSpec
+from vmbus_emu.topology.data import Topology, VmSpec
 
 #: arch -> component -> the process it lives in. ``child`` stands for each VM; ``*`` is a process of its own.
 PLACEMENTS: dict[str, dict[str, str]] = {
@@ -42,7 +42,7 @@ PLACEMENTS: dict[str, dict[str, str]] = {
     },
 }
 
-#: What a process runs, by the role that gives it its name.
+#: What a process runs, by the role that gives it its name, or by role and transport where that makes a difference.
 ENTRIES = {
     "hypervisor": "vmbus_emu.hypervisor.process:HypervisorProcess",
     "parent": "partitions.parent.process:ParentProcess",
@@ -50,6 +50,7 @@ ENTRIES = {
     "netvsp": "partitions.parent.process:VspProcess",
     "management": "partitions.parent.management:Management",
     "child": "partitions.child.process:ChildProcess",
+    "child/ring": "partitions.child.ring_links:RingChildProcess",
     "monolith": "partitions.monolith:Monolith",
 }
 
@@ -71,25 +72,17 @@ DRIVERS = {
     "switch": "drivers.switch:Switch",
 }
 
-#: What each component is, for ``plan``; in the monolith the VSPs' places are taken by the bare drivers.
-MEANING = {
-    "hypervisor": "partitions, hypercalls, messages, memory grants",
-    "parent": "VMBus provider: offers, channels, GPADLs",
-    "storvsp": "storage VSP and disk drivers",
-    "netvsp": "network VSP and virtual switch",
-    "management": "the controlling function: creates and starts partitions",
-    "child": "guest with storvsc and netvsc",
-    "zygote": "has the code of a VM loaded and forks VMs",
-}
-MONOLITH_MEANING = MEANING | {
-    "storvsp": "disk drivers alone: guests call them, there is no VSP",
-    "netvsp": "virtual switch alone: guests call it, there is no VSP",
-    "child": "guest thread, its devices are function calls",
-}
-
-#: Each VM's I/O memory: one memory file at this guest-physical address, granted page by page.
-IO_MEMORY_GPA = 1 << 32
-IO_MEMORY_PAGES = 1024
+# A VM's I/O memory: one region per VSP that serves it, each a memory file of its own, granted to that VSP alone.
+# Private memory has no guest-physical address that anybody uses, so the regions must only not meet: the largest
+# storage region, of 64 disks, is 17 MiB, and there are 4 GiB up to the network's.
+STORAGE_GPA = 1 << 32
+#: 2048 pages of buffers, and 256 in reserve for one largest transfer that has to be copied; a VM's disks share them.
+STORAGE_PAGES = 2048 + 256
+#: The rings of one disk's channel.
+STORAGE_PAGES_PER_DISK = 32
+NETWORK_GPA = 1 << 33
+#: One NIC's rings and buffers; NICs share nothing.
+NETWORK_PAGES_PER_NIC = 128
 
 #: All VMs live in 10.0.0.0/16.
 PREFIX_LENGTH = 16
@@ -111,6 +104,13 @@ class ProcessSpec:
     components: tuple[ComponentSpec, ...]
 
 
+def entry(topology: Topology, role: str) -> str:
+    """The import path of what the process of ``role`` runs."""
+    if topology.arch == "monolithic":
+        return ENTRIES["monolith"]
+    return ENTRIES.get(f"{role}/{topology.transport}") or ENTRIES[role]
+
+
 def processes(topology: Topology) -> tuple[ProcessSpec, ...]:
     """The processes of a machine, in the order in which they are listed (not necessarily started)."""
     hosts: dict[str, tuple[str, list[ComponentSpec]]] = {}
@@ -118,9 +118,8 @@ def processes(topology: Topology) -> tuple[ProcessSpec, ...]:
         place = PLACEMENTS[topology.arch][component.role]
         host = component.name if place == "*" else place
         hosts.setdefault(host, (component.role, []))[1].append(component)
-    monolith = topology.arch == "monolithic"
     return tuple(
-        ProcessSpec(name, role, ENTRIES["monolith" if monolith else role], tuple(carried))
+        ProcessSpec(name, role, entry(topology, role), tuple(carried))
         for name, (role, carried) in hosts.items()
     )
 
@@ -146,7 +145,15 @@ def instance_id(vm: str, device: str) -> uuid.UUID:
 def configuration(topology: Topology, spec: ProcessSpec, hypervisor: str, channels: str) -> dict[str, Any]:
     """Everything process ``spec`` is told at its start. ``hypervisor``: its socket; ``channels``: their folder."""
     names = [component.name for component in spec.components]
-    config: dict[str, Any] = {"socket": hypervisor, "channels": channels, "components": names}
+    config: dict[str, Any] = {
+        "socket": hypervisor,
+        "channels": channels,
+        "components": names,
+        "transport": topology.transport,
+        "poll": topology.poll,
+    }
+    if "parent" in names:
+        config["io_memory"] = {vm.name: io_memory(vm) for vm in topology.vms}
     if "storvsp" in names:
         config["storvsp"] = {"entry": VSPS["storvsp"], "disks": disks(topology)}
     if "netvsp" in names:
@@ -203,84 +210,19 @@ def guest(topology: Topology, vm: VmSpec) -> dict[str, Any]:
         "nics": {f"nic{i}": instance_id(vm.name, f"nic{i}").bytes_le for i in range(len(vm.nics))},
         "memory_bytes": vm.memory_bytes,
         "vmbus_version": vm.vmbus_version,
-        "io_memory": {"gpa": IO_MEMORY_GPA, "pages": IO_MEMORY_PAGES},
+        "io_memory": io_memory(vm),
     }
 
 
-# -- the plan -------------------------------------------------------------------------------------------
+def io_memory(vm: VmSpec) -> list[dict[str, Any]]:
+    """The regions of I/O memory that a VM's devices need: which VSP serves it, guest-physical address, pages.
 
-
-@dataclass(frozen=True, slots=True)
-class PlanComponent:
-    name: str
-    role: str
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
-class PlanProcess:
-    name: str
-    role: str
-    components: tuple[PlanComponent, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanLink:
-    """A way from ``source`` to ``target``; ``kind`` is call, channel, hypercall or lifeline."""
-
-    source: str
-    target: str
-    kind: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    processes: tuple[PlanProcess, ...]
-    links: tuple[PlanLink, ...]
-
-
-def plan(topology: Topology) -> Plan:
-    """What ``up`` would build. Starts nothing."""
-    monolith = topology.arch == "monolithic"
-    meaning = MONOLITH_MEANING if monolith else MEANING
-    links: list[PlanLink] = []
-    box = PlanComponent("machine", "machine", "the box: power, media, consoles")
-    planned = [PlanProcess("machine", "machine", (box,))]
-    for role, name in ZYGOTES.items():
-        if any(process.role == role for process in processes(topology)):
-            planned.append(PlanProcess(name, "zygote", (PlanComponent(name, "zygote", MEANING["zygote"]),)))
-            links.append(PlanLink("machine", name, "lifeline", "births"))
-    for process in processes(topology):
-        planned.append(
-            PlanProcess(
-                process.name,
-                process.role,
-                tuple(PlanComponent(c.name, c.role, meaning[c.role]) for c in process.components),
-            )
-        )
-        links.append(PlanLink("machine", process.name, "lifeline", "power, console, descriptors"))
-        if not monolith and process.role != "hypervisor":
-            links.append(PlanLink(process.name, "hypervisor", "hypercall", "control messages only"))
-    for vm in topology.vms:
-        links += _data_links(topology, vm, monolith)
-    return Plan(tuple(planned), tuple(links))
-
-
-def _data_links(topology: Topology, vm: VmSpec, monolith: bool) -> Iterator[PlanLink]:
-    kind = "call" if monolith else "channel"
-    for index, disk in enumerate(vm.disks):
-        note = "BlockDevice, one lock per device" if monolith else f"storvsc to storvsp over {topology.transport}"
-        yield PlanLink(f"{vm.name}.disk{index}", "storvsp", kind, note)
-        yield PlanLink("storvsp", f"{disk.kind} driver", "call", _medium(disk))
-    for index, nic in enumerate(vm.nics):
-        note = "NetworkPort, one lock per switch" if monolith else f"netvsc to netvsp over {topology.transport}"
-        yield PlanLink(f"{vm.name}.nic{index}", "netvsp", kind, note)
-        yield PlanLink("netvsp", f"switch {nic.switch}", "call", "learning virtual switch")
-
-
-def _medium(disk: DiskSpec) -> str:
-    mode = ", read-only" if disk.read_only else ""
-    if disk.kind == "file":
-        return f"{disk.path}{mode}"
-    return f"{disk.size_bytes} bytes{mode}"
+    They are where the guest's GPADLs point on either transport; only on ``ring`` there is memory behind them.
+    """
+    regions: list[dict[str, Any]] = []
+    if vm.disks:
+        pages = STORAGE_PAGES + STORAGE_PAGES_PER_DISK * len(vm.disks)
+        regions.append({"vsp": "storvsp", "gpa": STORAGE_GPA, "pages": pages})
+    if vm.nics:
+        regions.append({"vsp": "netvsp", "gpa": NETWORK_GPA, "pages": NETWORK_PAGES_PER_NIC * len(vm.nics)})
+    return regions

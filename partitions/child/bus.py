@@ -1,7 +1,7 @@
 """The guest's VMBus driver: contact, offers, channels; it gives each VSC its channel and takes it away again.
 
-The protocol is :class:`vmbus_emu.vmbus.client.ClientConnection`; this is its hands. A channel's data path is named
-in the offer's user data, and the guest adds its open id, so that no two opens share a socket file.
+The protocol is :class:`vmbus_emu.vmbus.client.ClientConnection`; this is its hands. What has to be lent to the host
+before a channel opens, and what the channel is, is the transport's (:mod:`partitions.child.links`).
 
 When a channel is rescinded, or the parent partition is reset, the devices are given up: nothing restarts what
 served them yet, and a guest must never wait for ever.
@@ -10,15 +10,15 @@ served them yet, and a guest must never wait for ever.
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
-from partitions.child.netvsc import NetVsc
+from partitions.child.links import RECEIVE, RING, SEND, Links, Place, disk_place, nic_place
+from partitions.child.netvsc import LentBuffer, NetVsc
 from partitions.child.storvsc import StorVsc
-from vmbus_emu.channel import ZmqChannel
-from vmbus_emu.loop import Loop
+from vmbus_emu.channel import Channel
 from vmbus_emu.protocol import guids
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import HvStatus, SynicMessage
@@ -26,16 +26,22 @@ from vmbus_emu.protocol.vmbus import NEGOTIABLE, OfferChannel, version_text
 from vmbus_emu.task import Future
 from vmbus_emu.vmbus import client_effects as fx
 from vmbus_emu.vmbus.client import ClientConnection
-from vmbus_emu.vmbus.gpadl import contiguous
 from vmbus_emu.vp import VirtualProcessor
-from vmbus_emu.zmqport import Context
-
-#: Pages of I/O memory behind each NIC's receive buffer: one GPADL message describes them, and 57 full frames fit.
-RECEIVE_PAGES = 26
-
 
 #: What each VSP serves.
 _INTERFACES = {"storvsp": guids.SCSI, "netvsp": guids.NETWORK}
+
+
+@dataclass(slots=True)
+class _Offered:
+    """A device's way up: what its channel is, and what was lent for it."""
+
+    offer: OfferChannel
+    vsp: str
+    place: Place
+    gpadls: dict[str, int] = field(default_factory=dict)        # what for -> handle
+    awaited: set[int] = field(default_factory=set)              # handles the host has not taken yet
+    open_id: int = 0
 
 
 class BusDriver:
@@ -43,30 +49,24 @@ class BusDriver:
 
     def __init__(
         self,
-        loop: Loop,
-        context: Context,
+        links: Links,
         vp: VirtualProcessor,
-        folder: str,
         disks: Mapping[bytes, StorVsc],
         nics: Mapping[bytes, NetVsc],
-        io_memory_gpa: int,
         newest_version: str | None,
         log: Callable[[str], Any],
         on_ready: Callable[[bool, str], Any],
     ) -> None:
-        self._loop = loop
-        self._context = context
+        self._links = links
         self._vp = vp
-        self._folder = folder
         self._devices: dict[bytes, StorVsc | NetVsc] = {**disks, **nics}
-        self._first_pfn = {instance: (io_memory_gpa // hv.PAGE) + i * RECEIVE_PAGES for i, instance in enumerate(nics)}
+        self._places = {instance: disk_place(index) for index, instance in enumerate(disks)}
+        self._places |= {instance: nic_place(index) for index, instance in enumerate(nics)}
         self._log = log
         self._on_ready = on_ready
         self._missing = set(self._devices)
-        self._channels: dict[int, ZmqChannel] = {}
-        self._offers: dict[int, OfferChannel] = {}
-        self._gpadls: dict[int, int] = {}               # relid -> handle of the receive buffer
-        self._open_ids: dict[int, int] = {}
+        self._channels: dict[int, Channel] = {}
+        self._offered_devices: dict[int, _Offered] = {}     # by relid
         self._open_id = itertools.count(1)
         self._effects: deque[fx.ClientEffect] = deque()
         self._draining = False
@@ -136,42 +136,63 @@ class BusDriver:
         if device is None:
             self._log(f"vmbus: no driver for {_kind(offer)} {offer.instance_guid}")
             return
-        self._offers[offer.relid] = offer
-        if isinstance(device, NetVsc):  # the host needs somewhere to put frames before the channel opens
-            pages = contiguous(self._first_pfn[offer.instance], RECEIVE_PAGES * hv.PAGE)
-            gpadl, effects = self.client.create_gpadl(offer.relid, (pages,))
-            self._gpadls[offer.relid] = gpadl
+        nic = isinstance(device, NetVsc)
+        coming = self._offered_devices[offer.relid] = _Offered(
+            offer, "netvsp" if nic else "storvsp", self._places[offer.instance]
+        )
+        needs = self._links.nic_needs if nic else self._links.disk_needs
+        self._links.prepare(coming.vsp, coming.place)
+        for purpose in needs:
+            gpadl, effects = self.client.create_gpadl(
+                offer.relid, (self._links.range(coming.vsp, coming.place, purpose),)
+            )
+            coming.gpadls[purpose] = gpadl
+            coming.awaited.add(gpadl)
             self._apply(effects)
-        else:
-            self._open(offer.relid)
+        if not needs:
+            self._open(coming)
 
     def _gpadl_created(self, relid: int, gpadl: int, status: int) -> None:
+        coming = self._offered_devices.get(relid)
         if status:
-            self._ready_or_not(f"vmbus: the host refused the receive buffer of channel {relid}")
-        else:
-            self._open(relid)
+            self._ready_or_not(f"vmbus: the host does not take memory lent for channel {relid}")
+        elif coming is not None:
+            coming.awaited.discard(gpadl)
+            if not coming.awaited:
+                self._open(coming)
 
-    def _open(self, relid: int) -> None:
-        self._open_ids[relid] = next(self._open_id)
-        self._apply(self.client.open(relid, open_id=self._open_ids[relid]))
+    def _open(self, coming: _Offered) -> None:
+        coming.open_id = next(self._open_id)
+        ring = coming.gpadls.get(RING, 0)
+        self._apply(self.client.open(
+            coming.offer.relid, open_id=coming.open_id, ring_gpadl=ring,
+            downstream_page_offset=coming.place.downstream if ring else 0,
+        ))
 
     def _opened(self, relid: int, status: int) -> None:
-        offer = self._offers[relid]
-        instance = offer.instance
+        coming = self._offered_devices[relid]
+        instance = coming.offer.instance
         if status:
             self._ready_or_not(f"vmbus: the host did not open channel {relid} (status {status:#x})")
             return
-        endpoint = offer.user_data.rstrip(b"\0").decode("ascii", "replace")
-        channel = ZmqChannel(self._loop, self._context)
+        channel = self._links.connect(coming.vsp, coming.place, coming.offer, coming.open_id)
+        if isinstance(channel, str):
+            self._ready_or_not(f"vmbus: channel {relid} is open and of no use: {channel}")
+            return
         channel.on_failed = lambda reason: self._failed(relid, reason)
-        channel.connect(os.path.join(self._folder, f"{endpoint}.{self._open_ids[relid]:x}"))
         self._channels[relid] = channel
         device = self._devices[instance]
         if isinstance(device, NetVsc):
-            attached = device.attach(channel, self._gpadls[relid], RECEIVE_PAGES * hv.PAGE)
+            receive = self._lent(coming, RECEIVE)
+            attached = device.attach(channel, receive, self._lent(coming, SEND) if SEND in coming.gpadls else None)
         else:
             attached = device.attach(channel)
         attached.then(lambda future: self._attached(instance, future.result()))
+
+    def _lent(self, coming: _Offered, purpose: str) -> LentBuffer:
+        _, pages = coming.place.parts[purpose]
+        memory = self._links.memory(coming.vsp, coming.place, purpose)
+        return LentBuffer(coming.gpadls[purpose], pages * hv.PAGE, memory)
 
     def _attached(self, instance: bytes, ok: bool) -> None:
         if not ok:
@@ -189,28 +210,28 @@ class BusDriver:
     # -- and down again -------------------------------------------------------------------------------
 
     def _rescinded(self, relid: int) -> None:
-        offer = self._offers.pop(relid, None)
+        coming = self._offered_devices.pop(relid, None)
         channel = self._channels.pop(relid, None)
         if channel is not None:
             channel.close()
-        if offer is not None:
-            self._log(f"vmbus: channel {relid} rescinded, {_kind(offer)} is gone")
-            self._devices[offer.instance].give_up()
+        if coming is not None:
+            self._log(f"vmbus: channel {relid} rescinded, {_kind(coming.offer)} is gone")
+            self._devices[coming.offer.instance].give_up()
         self._apply(self.client.release(relid))
 
     def _failed(self, relid: int, reason: str) -> None:
         """The host broke the protocol on this channel; it is closed already."""
         self._log(f"vmbus: channel {relid} closed: {reason}")
-        offer = self._offers.get(relid)
-        if offer is not None:
-            self._devices[offer.instance].give_up()
+        coming = self._offered_devices.get(relid)
+        if coming is not None:
+            self._devices[coming.offer.instance].give_up()
         self._apply(self.client.close(relid))
 
     def abandon(self, vsp: str) -> None:
         """The machine says that ``vsp`` is dead and that no rescind can come: the hypervisor is dead too."""
         interface = _INTERFACES[vsp].bytes_le
-        for relid, offer in list(self._offers.items()):
-            if offer.interface == interface:
+        for relid, coming in list(self._offered_devices.items()):
+            if coming.offer.interface == interface:
                 self._rescinded(relid)
 
     def listing(self) -> list[tuple[int, str, str, str]]:

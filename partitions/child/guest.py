@@ -43,6 +43,8 @@ class Guest:
         self.disks = disks
         self.nics = nics
         self.bus_listing: BusListing | None = None
+        #: What the devices' transport counts.
+        self.link_counters: Callable[[], dict[str, int]] = dict
         self.booted_at = time.monotonic()
         self.dmesg: deque[str] = deque(maxlen=_DMESG_LINES)
         self._log = log
@@ -88,5 +90,6 @@ class Guest:
                 "frames_in": sum(s.rx_frames for s in nics),
                 "frames_lost": sum(s.tx_drops + s.rx_drops for s in nics),
                 "commands": self.console.commands_run,
+                **self.link_counters(),
             },
         }

@@ -1,12 +1,17 @@
 """netvsc: the guest's network adapter, a ``NetworkPort`` whose other end is a netvsp behind a VMBus channel.
 
-The guest's bus driver makes one :class:`NetVsc` per adapter, opens the channel, lends it a receive buffer,
-and calls :meth:`NetVsc.attach`; when the channel goes it calls :meth:`NetVsc.detach`, and after a re-offer
-``attach`` again with the new channel. The guest's network stack sees one port all the time.
+The guest's bus driver makes one :class:`NetVsc` per adapter, opens the channel, lends it a receive buffer and
+perhaps a send buffer, and calls :meth:`NetVsc.attach`; when the channel goes it calls :meth:`NetVsc.detach`, and
+after a re-offer ``attach`` again with the new channel. The guest's network stack sees one port all the time.
 
 While there is no channel the adapter is a cable with nobody at the other end: frames are accepted, lost and
 counted, as on a wire. Nothing is ever resubmitted (protocol sheet 4; design rule 7). A transaction id is
 used once in the life of the adapter, so an old answer cannot be taken for a new one.
+
+Where the RNDIS bytes are. On a channel that shares memory the host puts frames into the receive buffer, and what
+lies there is copied once, before anything is made of it: the host may still be writing. Frames to the host go into
+sections of the send buffer; one that finds no free section, or is too long for it, is described by its own pages.
+On any other channel every frame travels as its packet's data, and the receive buffer is only counted with.
 
 The host is trusted with more than a guest is, and still checked: what breaks the protocol's framing ends the
 channel with a reason, a bad RNDIS message in a good packet is counted.
@@ -20,15 +25,16 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from vmbus_emu.channel import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, TRANSFER_PAGES, Channel
+from vmbus_emu.channel import Channel
 from vmbus_emu.device import (
     DEFAULT_MTU,
     ETHERNET_HEADER,
     MIN_FRAME,
     QUEUE_DEPTH,
     Buffer,
+    Memory,
     PortInfo,
     PortStats,
     Receiver,
@@ -36,10 +42,13 @@ from vmbus_emu.device import (
 )
 from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import nvsp, rndis
+from vmbus_emu.protocol.packets import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, TRANSFER_PAGES
 from vmbus_emu.task import Future, Task
 
 #: Frames on their way to the host; one more is BUSY.
 MAX_SENDS = QUEUE_DEPTH
+#: In :attr:`_Link.sends`, of a frame that is not in the send buffer.
+_NO_SECTION = -1
 #: The longest frame this adapter can take; the host answers with what its port can.
 MAX_FRAME = nvsp.MAX_CONFIG_MTU
 _FILTER = rndis.FILTER_DIRECTED | rndis.FILTER_MULTICAST | rndis.FILTER_BROADCAST
@@ -47,6 +56,14 @@ _WORD = struct.Struct("<I")
 _NDIS_6_1, _NDIS_6_30 = nvsp.NdisVersion(6, 1), nvsp.NdisVersion(6, 30)
 _NEWER = 0x50000
 _UNPLUGGED = PortInfo(bytes(6), DEFAULT_MTU)
+
+
+class LentBuffer(NamedTuple):
+    """Memory lent to the host: its GPADL, its bytes, and where it can be reached, if the channel shares memory."""
+
+    gpadl: int
+    nbytes: int
+    memory: memoryview | None
 
 
 class NetVsc:
@@ -92,15 +109,12 @@ class NetVsc:
         if len(sends) >= MAX_SENDS:
             self._starved = True
             return Status.BUSY
-        transaction_id = next(self.transactions)
-        data = rndis.pack_frame(frame)
-        if not link.channel.send(GPA_DIRECT, COMPLETION_REQUESTED, transaction_id, nvsp.DATA_PACKET, data):
-            if sends:
+        if not link.send_frame(next(self.transactions), frame):
+            if sends and self._link is link:  # else the channel broke, and those who wait were told already
                 self._starved = True
                 return Status.BUSY
-            self._tx_drops += 1  # nothing is on its way, so nothing would ever call on_ready
+            self._tx_drops += 1  # nothing is on its way, so nothing is sure to call on_ready
             return Status.OK
-        sends.add(transaction_id)
         self._tx_frames += 1
         self._tx_bytes += length
         self._last_io = self.loop.now
@@ -119,19 +133,22 @@ class NetVsc:
 
     # -- the bus driver's side --------------------------------------------------------------------
 
-    def attach(self, channel: Channel, receive_gpadl: int, receive_bytes: int) -> Future[bool]:
-        """Bring the adapter up over ``channel``. ``receive_gpadl`` names ``receive_bytes`` of memory lent to the host.
+    def attach(self, channel: Channel, receive: LentBuffer, send: LentBuffer | None = None) -> Future[bool]:
+        """Bring the adapter up over ``channel``, with the buffers lent to the host for it.
 
+        On a channel that shares memory both must be within reach; on any other ``send`` is of no use and not offered.
         Resolves to whether frames can flow. A failure leaves the adapter unplugged. There is no deadline: who
         watches the host calls :meth:`detach` when the host is not heard of any more. ``channel.on_failed``
         stays the caller's, who calls :meth:`detach` from it.
         """
+        if channel.shares_memory and (receive.memory is None or (send is not None and send.memory is None)):
+            raise ValueError("the channel shares memory, and a buffer lent for it has none")
         self.detach()
         outcome: Future[bool] = Future()
         if self._gone:
             outcome.resolve(False)
         else:
-            self._link = _Link(self, channel, receive_gpadl, receive_bytes, outcome)
+            self._link = _Link(self, channel, receive, send, outcome)
         return outcome
 
     def detach(self) -> None:
@@ -142,13 +159,13 @@ class NetVsc:
         self.link_up = False
         self._tx_drops += len(link.sends)
         link.stop()
-        self._ready()
+        self.ready()
 
     def give_up(self) -> None:
         """There will be no other channel: from now on :meth:`transmit` says GONE."""
         self._gone = True
         self.detach()
-        self._ready()
+        self.ready()
 
     # -- called by the link -----------------------------------------------------------------------
 
@@ -160,8 +177,7 @@ class NetVsc:
         """A frame's packet was completed."""
         if not ok:
             self._tx_drops += 1
-        if self._starved:
-            self._ready()
+        self.ready()
 
     def received(self, frame: memoryview) -> None:
         if self._receiver is None or len(frame) < MIN_FRAME or not self._receiver(frame):
@@ -171,7 +187,8 @@ class NetVsc:
         self._rx_bytes += len(frame)
         self._last_io = self.loop.now
 
-    def _ready(self) -> None:
+    def ready(self) -> None:
+        """There is credit: tell who was refused it."""
         if self._starved:
             self._starved = False
             if self._on_ready is not None:
@@ -182,19 +199,24 @@ class _Link:
     """One incarnation of the connection: a channel, the handshake on it, and what is outstanding on it."""
 
     def __init__(
-        self, adapter: NetVsc, channel: Channel, receive_gpadl: int, receive_bytes: int, outcome: Future[bool]
+        self, adapter: NetVsc, channel: Channel, receive: LentBuffer, send: LentBuffer | None, outcome: Future[bool]
     ) -> None:
         self.channel = channel
         self.running = False
         self._stopped = False
-        self.sends: set[int] = set()                                # transaction ids of data packets
+        self.sends: dict[int, int] = {}                             # transaction id of a data packet -> its section
         self._adapter = adapter
-        self._receive_gpadl = receive_gpadl
-        self._receive_bytes = receive_bytes
+        self._receive = receive
+        self._in_place = channel.shares_memory
+        self._send = send if self._in_place else None
+        self._sections = memoryview(b"")
+        self._section_bytes = 0
+        self._free_sections: list[int] = []                         # the last one freed is used next
         self._outcome = outcome
         self._awaited: dict[int, Future[bytes]] = {}                # transaction id -> completion's bytes
         self._requests: dict[int, Future[rndis.Message | None]] = {}  # RNDIS request id -> answer
         channel.on_packet = self._packet
+        channel.on_room = self._room
         self._handshake = Task(adapter.loop, self._bring_up())
         self._handshake.then(self._brought_up)
 
@@ -203,6 +225,7 @@ class _Link:
         self._stopped = True
         self.running = False
         self.channel.on_packet = lambda *packet: None
+        self.channel.on_room = lambda: None
         self._handshake.cancel()
         self._outcome.resolve(False)
 
@@ -227,11 +250,22 @@ class _Link:
             return False
         self._tell(nvsp.NdisConfig(MAX_FRAME, 0, 0))
         self._tell(_NDIS_6_30 if version >= _NEWER else _NDIS_6_1)
-        reply = await self._ask(nvsp.SendReceiveBuffer(self._receive_gpadl, nvsp.RECEIVE_BUFFER_ID))
+        reply = await self._ask(nvsp.SendReceiveBuffer(self._receive.gpadl, nvsp.RECEIVE_BUFFER_ID))
         if not isinstance(reply, nvsp.ReceiveBufferComplete) or reply.status != nvsp.Status.SUCCESS:
             self._adapter.log(f"{self._adapter.name}: the host refused the receive buffer")
             return False
+        if self._send is not None:
+            await self._lend_sections(self._send)
         return await self._set_up_rndis()
+
+    async def _lend_sections(self, send: LentBuffer) -> None:
+        """Offer the send buffer. If the host does not want it, frames are sent without."""
+        reply = await self._ask(nvsp.SendSendBuffer(send.gpadl, nvsp.SEND_BUFFER_ID))
+        if not isinstance(reply, nvsp.SendBufferComplete) or reply.status != nvsp.Status.SUCCESS:
+            return
+        if reply.section_bytes and send.memory is not None:
+            self._sections, self._section_bytes = send.memory, reply.section_bytes
+            self._free_sections = list(range(min(send.nbytes // reply.section_bytes, MAX_SENDS)))
 
     async def _agree_on_version(self) -> int | None:
         for version in nvsp.VERSIONS:
@@ -305,9 +339,32 @@ class _Link:
             self._fail("no room in the channel for the handshake")
         return answer
 
+    # -- frames to the host -----------------------------------------------------------------------
+
+    def send_frame(self, transaction_id: int, frame: Buffer) -> bool:
+        """Send one frame, in a section if it can be. ``False``: there is no room in the channel."""
+        section = _NO_SECTION
+        if self._free_sections and len(frame) + rndis.PACKET_HEADER_BYTES <= self._section_bytes:
+            section = self._free_sections[-1]
+            nbytes = nvsp.place_frame(self._sections, section * self._section_bytes, frame)
+            message = nvsp.pack_in_section(section, nbytes)
+            if not self.channel.send(IN_BAND, COMPLETION_REQUESTED, transaction_id, message):
+                return False
+            self._free_sections.pop()
+        elif not self.channel.send(
+            GPA_DIRECT, COMPLETION_REQUESTED, transaction_id, nvsp.DATA_PACKET, rndis.pack_frame(frame)
+        ):
+            return False
+        self.sends[transaction_id] = section
+        return True
+
+    def _room(self) -> None:
+        if len(self.sends) < MAX_SENDS:
+            self._adapter.ready()
+
     # -- from the host ----------------------------------------------------------------------------
 
-    def _packet(self, packet_type: int, flags: int, transaction_id: int, message: bytes, data: Buffer | None) -> None:
+    def _packet(self, packet_type: int, flags: int, transaction_id: int, message: bytes, data: Memory | None) -> None:
         if packet_type == COMPLETION:
             self._completed(transaction_id, message)
         elif packet_type == TRANSFER_PAGES:
@@ -326,7 +383,9 @@ class _Link:
             if number != nvsp.RNDIS_PACKET_COMPLETE:
                 self._fail("malformed completion")
                 return
-            self.sends.remove(transaction_id)
+            section = self.sends.pop(transaction_id)
+            if section != _NO_SECTION:
+                self._free_sections.append(section)
             self._adapter.sent(status == nvsp.Status.SUCCESS)
             return
         awaited = self._awaited.pop(transaction_id, None)
@@ -335,21 +394,26 @@ class _Link:
             return
         awaited.resolve(message)
 
-    def _received(self, flags: int, transaction_id: int, message: bytes, data: Buffer | None) -> None:
+    def _received(self, flags: int, transaction_id: int, message: bytes, data: Memory | None) -> None:
         """RNDIS messages in the receive buffer; what they occupy is the host's again with the completion."""
-        unpacked = nvsp.unpack_ranges(message, self._receive_bytes)
-        if unpacked is None or data is None:
+        unpacked = nvsp.unpack_ranges(message, self._receive.nbytes)
+        lent = self._receive.memory if self._in_place else None
+        if unpacked is None or (lent is None and data is None):
             self._fail("malformed transfer-page packet")
             return
         channel_type, ranges = unpacked
-        if sum(byte_count for byte_count, _ in ranges) != len(data):
+        carried = memoryview(b"") if data is None else memoryview(data)  # type: ignore[arg-type]  # never in pieces
+        if lent is None and sum(byte_count for byte_count, _ in ranges) != len(carried):
             self._fail("transfer-page ranges and data differ")
             return
-        view = memoryview(data)
         start = 0
-        for byte_count, _ in ranges:
-            part = view[start : start + byte_count]
-            start += byte_count
+        for byte_count, byte_offset in ranges:
+            part: Buffer
+            if lent is not None:
+                part = bytes(lent[byte_offset : byte_offset + byte_count])
+            else:
+                part = carried[start : start + byte_count]
+                start += byte_count
             if channel_type == nvsp.CONTROL_CHANNEL:
                 self._answered(part)
                 continue
@@ -364,7 +428,7 @@ class _Link:
         ):
             self._fail("no room in the channel for a completion")  # the host would lack this credit for ever
 
-    def _answered(self, part: memoryview) -> None:
+    def _answered(self, part: Buffer) -> None:
         match answer := rndis.decode(part):
             case (
                 rndis.InitializeComplete() | rndis.QueryComplete() | rndis.SetComplete()

@@ -7,6 +7,7 @@ from typing import Any
 from partitions.child import commands
 from partitions.child.bus import BusDriver
 from partitions.child.guest import Guest
+from partitions.child.links import Links
 from partitions.child.netvsc import NetVsc
 from partitions.child.storvsc import StorVsc
 from vmbus_emu.lifeline import Message
@@ -29,28 +30,32 @@ class ChildProcess:
     def start(self, config: Message) -> None:
         node = self._node
         (guest,) = config["guests"]
-        disks = {name: StorVsc(node.loop, name, self._kernel_log) for name in guest["disks"]}
+        links = self.links(node, config, guest)
+        disks = {name: StorVsc(node.loop, name, self._kernel_log, links.allocate) for name in guest["disks"]}
         nics = {name: NetVsc(node.loop, name, self._kernel_log) for name in guest["nics"]}
         self._guest = Guest(node.loop, guest, disks, nics, node.lifeline.send, node.log)
         vp = VirtualProcessor(node.loop, node.context)
         bus = self._bus = BusDriver(
-            node.loop,
-            node.context,
+            links,
             vp,
-            config["channels"],
             {guest["disks"][name]: disk for name, disk in disks.items()},
             {guest["nics"][name]: nic for name, nic in nics.items()},
-            guest["io_memory"]["gpa"],
             guest["vmbus_version"],
             self._kernel_log,
             self._bus_ready,
         )
         self._guest.bus_listing = bus.listing
+        self._guest.link_counters = links.counters
         vp.connect(config["socket"])
         if disks or nics:
             bus.start()
         else:
             self._bus_ready(True, "")
+
+    def links(self, node: Node, config: Message, guest: Message) -> Links:
+        """How this VM's devices are reached."""
+        gpas = {region["vsp"]: region["gpa"] for region in guest["io_memory"]}
+        return Links(node.loop, node.context, config["channels"], gpas)
 
     def _kernel_log(self, text: str) -> None:
         assert self._guest is not None

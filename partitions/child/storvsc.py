@@ -25,15 +25,32 @@ from typing import Any
 from partitions.child import storvsc_requests
 from partitions.child.storvsc_handshake import CannotAttach, Reply, negotiate
 from partitions.child.storvsc_requests import KNOWN, MUTATING, overlaps
-from vmbus_emu.channel import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, Channel
-from vmbus_emu.device import BLOCK_SIZE, BlockInfo, BlockRequest, BlockStats, Buffer, Op, Status
+from vmbus_emu.channel import Channel
+from vmbus_emu.device import (
+    BLOCK_SIZE,
+    NULL,
+    OK,
+    READ,
+    WRITE,
+    BlockInfo,
+    BlockRequest,
+    BlockStats,
+    Buffer,
+    Memory,
+    Op,
+    Status,
+)
 from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import vstor
+from vmbus_emu.protocol.packets import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND
 from vmbus_emu.protocol.vstor import Direction, Operation, ScsiStatus, SrbStatus
 from vmbus_emu.task import Future, Task
 
 #: Packets that a server may send on its own: "look at the bus again". There is one LUN, so nothing to look for.
 _UNSOLICITED = frozenset((Operation.ENUMERATE_BUS, Operation.REMOVE_DEVICE))
+
+_result, PACKET_SIZE = vstor.RESULT.unpack_from, vstor.PACKET_SIZE
+_COMPLETE_IO, _SUCCESS = int(Operation.COMPLETE_IO), int(SrbStatus.SUCCESS)
 
 #: ``(srb_status, scsi_status, data, sense)`` of a raw command.
 CommandResult = tuple[int, int, bytes, bytes]
@@ -62,20 +79,28 @@ class StorVscStats:
 class StorVsc:
     """A disk reached over a channel. Everything runs on ``loop``."""
 
-    def __init__(self, loop: Loop, name: str, log: Callable[[str], Any]) -> None:
+    def __init__(
+        self, loop: Loop, name: str, log: Callable[[str], Any],
+        allocate: Callable[[int], memoryview | None] = lambda nbytes: None,
+    ) -> None:
+        """``allocate`` gives buffers that a channel can describe as they are, or ``None`` when it has none."""
         self._loop = loop
+        self._allocate = allocate
         self._name = name
         self._log = log
         self._channel: Channel | None = None
         self._info = BlockInfo(0)
         self._depth = self._info.queue_depth
+        self._max_transfer = self._info.max_transfer_bytes
         self._ready = False             # the handshake is through: requests may be sent
+        self._no_room = False           # a request found none, and waits for some
+        self._in_place = False          # the channel shares memory: what is read is in its buffer already
         self._gave_up = False
         self._next_id = 1
         self._outstanding: dict[int, BlockRequest] = {}     # by transaction id, in the order sent
         self._held: deque[BlockRequest] = deque()           # accepted and not sent, in the order submitted
         self._changing = 0                                  # how many of the outstanding are WRITE or UNMAP
-        self._exchanges: dict[int, tuple[Future[Reply | None], int]] = {}
+        self._exchanges: dict[int, tuple[Future[Reply | None], bytearray]] = {}
         self._completed = [0] * len(Op)
         self._moved = [0] * len(Op)
         self._errors = self._attaches = self._resubmitted = self._held_back = 0
@@ -91,7 +116,7 @@ class StorVsc:
         return self._info
 
     def allocate(self, nbytes: int) -> memoryview:
-        return memoryview(bytearray(nbytes))
+        return self._allocate(nbytes) or memoryview(bytearray(nbytes))
 
     def submit(self, request: BlockRequest) -> None:
         if self._gave_up:
@@ -100,10 +125,19 @@ class StorVsc:
         if len(self._outstanding) + len(self._held) + len(self._exchanges) >= self._depth:
             self._finish(request, Status.BUSY)
             return
-        fault = storvsc_requests.fault(request, self._info.max_transfer_bytes)
+        op = request.op
+        fault = None if op is NULL else storvsc_requests.fault(request, self._max_transfer)
         if fault is not None:
             self._finish(request, fault)
-        elif not self._ready or self._must_wait(request, self._held) or not self._send(request):
+        elif (
+            not self._ready
+            or self._no_room
+            or ((self._held or self._changing or op in MUTATING) and self._must_wait(request, self._held))
+            or not self._send(request)
+        ):
+            if self._gave_up:  # the sending ended the channel
+                self._finish(request, Status.GONE)
+                return
             self._held_back += 1
             self._held.append(request)
 
@@ -131,7 +165,9 @@ class StorVsc:
         self.detach()
         if not self._gave_up:
             self._channel = channel
+            self._in_place = channel.shares_memory
             channel.on_packet = self._received
+            channel.on_room = self._release
         return Task(self._loop, self._attach(channel), watched=True)
 
     async def _attach(self, channel: Channel) -> bool:
@@ -146,6 +182,7 @@ class StorVsc:
         if channel is not self._channel:
             return False
         self._info = info
+        self._max_transfer = info.max_transfer_bytes
         self._attaches += 1
         self._resubmitted += len(self._outstanding)
         self._held.extendleft(reversed(self._outstanding.values()))
@@ -160,7 +197,7 @@ class StorVsc:
         if self._channel is not None:
             self._channel.on_packet = _ignore
             self._channel = None
-        self._ready = False
+        self._ready = self._no_room = False
         exchanges, self._exchanges = self._exchanges, {}
         for future, _ in exchanges.values():
             future.resolve(None)
@@ -194,9 +231,20 @@ class StorVsc:
     def _release(self) -> None:
         """Send what was held and need not be any more. What stays keeps its order."""
         waiting, kept = self._held, deque[BlockRequest]()
-        for request in waiting:
-            if self._must_wait(request, kept) or not self._send(request):
+        self._no_room = False
+        while waiting:
+            request = waiting.popleft()
+            if self._must_wait(request, kept):
                 kept.append(request)
+            elif not self._send(request):
+                # There is no room, or not for one so large. None overtakes it, or small ones might do so for ever.
+                kept.append(request)
+                break
+        if self._gave_up:  # the sending ended the channel; what still waited has been told already
+            for request in kept:
+                self._finish(request, Status.GONE)
+            return
+        kept.extend(waiting)
         self._held = kept
 
     # -- packets out --------------------------------------------------------------------------------------------
@@ -205,9 +253,10 @@ class StorVsc:
         channel = self._channel
         if channel is None:
             return False
-        packet_type, message, data = self._encode(request)
+        packet_type, message, data, room = self._encode(request)
         transaction_id = self._next_id
-        if not channel.send(packet_type, COMPLETION_REQUESTED, transaction_id, message, data):
+        if not channel.send(packet_type, COMPLETION_REQUESTED, transaction_id, message, data, room):
+            self._no_room = self._ready
             return False
         self._next_id = transaction_id + 1
         self._outstanding[transaction_id] = request
@@ -222,9 +271,10 @@ class StorVsc:
             return future
         transaction_id = self._next_id
         self._next_id += 1
-        self._exchanges[transaction_id] = (future, data_in_length)
+        room = bytearray(data_in_length)
+        self._exchanges[transaction_id] = (future, room)
         packet_type = GPA_DIRECT if data_in_length else IN_BAND
-        if not channel.send(packet_type, COMPLETION_REQUESTED, transaction_id, packet):
+        if not channel.send(packet_type, COMPLETION_REQUESTED, transaction_id, packet, None, room):
             del self._exchanges[transaction_id]
             future.resolve(None)
         return future
@@ -252,13 +302,13 @@ class StorVsc:
     # -- packets in ---------------------------------------------------------------------------------------------
 
     def _received(
-        self, packet_type: int, flags: int, transaction_id: int, message: bytes, data: Buffer | None
+        self, packet_type: int, flags: int, transaction_id: int, message: bytes, data: Memory | None
     ) -> None:
-        if packet_type != COMPLETION or len(message) != vstor.PACKET_SIZE:
+        if packet_type != COMPLETION or len(message) != PACKET_SIZE:
             self._not_a_completion(packet_type, message)
             return
-        operation, nt_status, srb_status, scsi_status, _, moved = vstor.RESULT.unpack_from(message)
-        if operation != Operation.COMPLETE_IO:
+        operation, nt_status, srb_status, scsi_status, _, moved = _result(message)
+        if operation != _COMPLETE_IO:
             self._protocol_error(f"completion with vstor operation {operation}")
             return
         request = self._outstanding.pop(transaction_id, None)
@@ -268,52 +318,54 @@ class StorVsc:
         op = request.op
         if op in MUTATING:
             self._changing -= 1
-        status = Status.OK
-        if nt_status or srb_status != SrbStatus.SUCCESS or scsi_status:
+        status = OK
+        if nt_status or srb_status != _SUCCESS or scsi_status:
             status = storvsc_requests.status(message)
-        elif op is Op.READ or op is Op.WRITE:
+        elif op is READ or op is WRITE:
             status = self._take_data(request, moved, data)
         if self._held:
             self._release()
         self._finish(request, status)
 
-    def _take_data(self, request: BlockRequest, moved: int, data: Buffer | None) -> Status:
+    def _take_data(self, request: BlockRequest, moved: int, data: Memory | None) -> Status:
         """Good, says the server. But a short READ or WRITE must never look like a whole one."""
         length = request.blocks * BLOCK_SIZE
         if moved != length:
             self._wrong_lengths += 1
             return Status.IO_ERROR
-        if request.op is Op.READ and length:
+        if request.op is READ and length and not self._in_place:
             if data is None or len(data) != length:
                 self._wrong_lengths += 1
                 return Status.IO_ERROR
-            request.buffer[:] = data  # type: ignore[index]  # fault() saw that it can be written
-        return Status.OK
+            request.buffer[:] = data  # type: ignore[index,assignment]  # fault() saw that it can be written
+        return OK
 
     def _finish(self, request: BlockRequest, status: Status) -> None:
         op = request.op
         if op in KNOWN:
             self._completed[op] += 1
         self._last_io = self._loop.now
-        if status is not Status.OK:
+        if status is not OK:
             self._errors += 1
-        elif op is Op.READ or op is Op.WRITE:
+        elif op is READ or op is WRITE:
             self._moved[op] += request.blocks * BLOCK_SIZE
         request.finish(status)
 
-    def _exchanged(self, transaction_id: int, message: bytes, data: Buffer | None) -> None:
+    def _exchanged(self, transaction_id: int, message: bytes, data: Memory | None) -> None:
         exchange = self._exchanges.pop(transaction_id, None)
         completion = vstor.decode_completion(message)
         if exchange is None or completion is None:
             self._unknown_completions += 1
             self._protocol_error("completion for unknown transaction")
             return
-        future, most = exchange
-        if data is not None and len(data) > most:
+        future, room = exchange
+        if self._in_place:
+            data = room[: completion.moved]
+        if data is not None and len(data) > len(room):
             future.resolve(None)
-            self._protocol_error(f"{len(data)} bytes of data where {most} were asked for")
+            self._protocol_error(f"{len(data)} bytes of data where {len(room)} were asked for")
             return
-        future.resolve(Reply(message, completion, b"" if data is None else data))
+        future.resolve(Reply(message, completion, b"" if data is None else bytes(data)))
 
     def _not_a_completion(self, packet_type: int, message: bytes) -> None:
         header = vstor.decode_header(message)

@@ -20,7 +20,7 @@ class Reply(NamedTuple):
 
     packet: bytes
     completion: vstor.Completion
-    data: Buffer
+    data: bytes
 
 
 #: Sends one packet (and says how much data may come back); the future is ``None`` if the channel goes first.

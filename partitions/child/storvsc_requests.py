@@ -8,20 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vmbus_emu.channel import GPA_DIRECT, IN_BAND
-from vmbus_emu.device import BLOCK_SIZE, BlockRequest, Buffer, Op, Status
+from vmbus_emu.device import (
+    BLOCK_SIZE,
+    NULL,
+    READ,
+    UNMAP,
+    WRITE,
+    BlockRequest,
+    Buffer,
+    Op,
+    Scatter,
+    Status,
+)
 from vmbus_emu.protocol import scsi, vstor
+from vmbus_emu.protocol.packets import GPA_DIRECT, IN_BAND
 from vmbus_emu.protocol.scsi import Sense
 from vmbus_emu.protocol.vstor import CDB_OFFSET, TRANSFER_LENGTH_OFFSET, Direction, ScsiStatus, SrbStatus
 
 KNOWN = frozenset(Op)
-MUTATING = frozenset((Op.WRITE, Op.UNMAP))
-_RANGED = frozenset((Op.READ, Op.WRITE, Op.UNMAP))
+MUTATING = frozenset((WRITE, UNMAP))
+_RANGED = frozenset((READ, WRITE, UNMAP))
 
 # -- requests -----------------------------------------------------------------------------------------------------
 
 _LBA_LIMIT = 1 << 64
 _TRANSFER_16_OFFSET = CDB_OFFSET + scsi.TRANSFER_16_OFFSET
+_put_length, _put_place = vstor.TRANSFER_LENGTH.pack_into, scsi.TRANSFER_16.pack_into
 
 
 def fault(request: BlockRequest, max_transfer: int) -> Status | None:
@@ -31,12 +43,12 @@ def fault(request: BlockRequest, max_transfer: int) -> Status | None:
         return None if op in KNOWN else Status.UNSUPPORTED
     if lba < 0 or blocks < 0 or lba >= _LBA_LIMIT or lba + blocks > _LBA_LIMIT:
         return Status.OUT_OF_RANGE
-    if op is Op.UNMAP:
+    if op is UNMAP:
         return Status.OUT_OF_RANGE if blocks > scsi.MAX_UNMAP_BLOCKS * scsi.MAX_UNMAP_RANGES else None
     buffer, length = request.buffer, blocks * BLOCK_SIZE
-    if buffer is None or len(buffer) != length or length > max_transfer:
+    if buffer is None or type(buffer) is Scatter or len(buffer) != length or length > max_transfer:
         return Status.INVALID
-    if op is Op.READ and type(buffer) is not bytearray and memoryview(buffer).readonly:
+    if op is READ and type(buffer) is not bytearray and memoryview(buffer).readonly:  # type: ignore[arg-type]
         return Status.INVALID
     return None
 
@@ -54,36 +66,40 @@ def overlaps(request: BlockRequest, others: Iterable[BlockRequest]) -> bool:
 
 
 # Made once, so that all the guests a zygote bears share the work and the memory it touches.
-_READ = bytes(vstor.execute_srb(scsi.read_16(0, 0), Direction.IN))
-_WRITE = bytes(vstor.execute_srb(scsi.write_16(0, 0), Direction.OUT))
-_READY = bytes(vstor.execute_srb(scsi.test_unit_ready(), Direction.NONE))
-_FLUSH = bytes(vstor.execute_srb(scsi.synchronize_cache_16(), Direction.NONE))
+_READ_PACKET = bytes(vstor.execute_srb(scsi.read_16(0, 0), Direction.IN))
+_WRITE_PACKET = bytes(vstor.execute_srb(scsi.write_16(0, 0), Direction.OUT))
+_NULL_PACKET = bytes(vstor.execute_srb(scsi.test_unit_ready(), Direction.NONE))
+_FLUSH_PACKET = bytes(vstor.execute_srb(scsi.synchronize_cache_16(), Direction.NONE))
 
 
 class Encoder:
     """Makes packets. They are templates, patched: each is valid until the next of the same operation."""
 
     def __init__(self) -> None:
-        self._read = bytearray(_READ)
-        self._write = bytearray(_WRITE)
-        self._ready = bytearray(_READY)
-        self._flush = bytearray(_FLUSH)
+        self._read = bytearray(_READ_PACKET)
+        self._write = bytearray(_WRITE_PACKET)
+        self._ready = bytearray(_NULL_PACKET)
+        self._flush = bytearray(_FLUSH_PACKET)
 
-    def encode(self, request: BlockRequest) -> tuple[int, bytearray, Buffer | None]:
-        """``(packet type, packet, data)`` of a request in which :func:`fault` found nothing."""
+    def encode(self, request: BlockRequest) -> tuple[int, bytearray, Buffer | None, Buffer | None]:
+        """``(packet type, packet, data, room)`` of a request in which :func:`fault` found nothing."""
         op = request.op
-        if op is Op.READ or op is Op.WRITE:
-            packet = self._read if op is Op.READ else self._write
+        if op is NULL:
+            return IN_BAND, self._ready, None, None
+        if op is READ or op is WRITE:
+            packet = self._read if op is READ else self._write
             blocks = request.blocks
-            vstor.TRANSFER_LENGTH.pack_into(packet, TRANSFER_LENGTH_OFFSET, blocks * BLOCK_SIZE)
-            scsi.TRANSFER_16.pack_into(packet, _TRANSFER_16_OFFSET, request.lba, blocks)
+            _put_length(packet, TRANSFER_LENGTH_OFFSET, blocks * BLOCK_SIZE)
+            _put_place(packet, _TRANSFER_16_OFFSET, request.lba, blocks)
             if not blocks:
-                return IN_BAND, packet, None  # a GPA range of no bytes does not exist
-            return GPA_DIRECT, packet, request.buffer if op is Op.WRITE else None
-        if op is Op.UNMAP:
+                return IN_BAND, packet, None, None  # a GPA range of no bytes does not exist
+            if op is WRITE:
+                return GPA_DIRECT, packet, request.buffer, None  # type: ignore[return-value]  # fault() saw its type
+            return GPA_DIRECT, packet, None, request.buffer  # type: ignore[return-value]
+        if op is UNMAP:
             listed = scsi.encode_unmap_list(request.lba, request.blocks)
-            return GPA_DIRECT, vstor.execute_srb(scsi.unmap(len(listed)), Direction.OUT, len(listed)), listed
-        return IN_BAND, self._ready if op is Op.READY else self._flush, None
+            return GPA_DIRECT, vstor.execute_srb(scsi.unmap(len(listed)), Direction.OUT, len(listed)), listed, None
+        return IN_BAND, self._flush, None, None
 
 
 # -- completions --------------------------------------------------------------------------------------------------

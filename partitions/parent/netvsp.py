@@ -4,10 +4,11 @@ The provider makes a :class:`NetVspSession` when the guest has opened the channe
 channel goes. Between them lie a :class:`~vmbus_emu.channel.Channel` to the guest and a ``NetworkPort`` of the
 switch. The session does no I/O of its own: it acts when a packet or a frame comes.
 
-Where the RNDIS bytes are. No memory is shared on this transport. What the real protocol keeps in a
-send-buffer section or in suballocations of the receive buffer travels as the packet's data; all the rules
-about those places are kept. A frame to the guest occupies one suballocation until the guest completes the
-packet with that transaction id. That is the receive credit, and it bounds what is on its way.
+Where the RNDIS bytes are. On a channel that shares memory, in a send-buffer section, in pages that the packet
+describes, or in suballocations of the receive buffer; what the guest put there is copied once, before anything is
+decided by it, for the guest may be writing still. On any other channel the same bytes travel as the packet's
+data, and all the rules about those places are kept. A frame to the guest occupies one suballocation until the guest
+completes the packet with that transaction id. That is the receive credit, and it bounds what is on its way.
 
 The guest may send anything. What breaks the protocol's order or framing ends the channel, with a reason
 (:meth:`Channel.fail`); a bad RNDIS message in a good packet is completed with status 5 and counted.
@@ -27,10 +28,12 @@ from typing import Any
 
 from partitions.parent import rndis_device
 from partitions.parent.rndis_device import Fault, RndisDevice
-from vmbus_emu.channel import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, TRANSFER_PAGES, Channel
-from vmbus_emu.device import ETHERNET_HEADER, Buffer, NetworkPort, PortInfo
+from vmbus_emu.channel import Channel
+from vmbus_emu.device import ETHERNET_HEADER, Buffer, Memory, NetworkPort, PortInfo
 from vmbus_emu.device import Status as PortStatus
+from vmbus_emu.memory import Lent
 from vmbus_emu.protocol import nvsp, rndis
+from vmbus_emu.protocol.packets import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, TRANSFER_PAGES
 
 #: Frames to the guest that may wait for a suballocation; one more is refused, and the switch counts it.
 WAITING_FRAMES = 64
@@ -40,9 +43,15 @@ WAITING_ANSWERS = 64
 MAX_LENT = 256
 #: Bytes a suballocation has beside the frame (protocol sheet 4.2).
 SUBALLOCATION_OVERHEAD = 256 + 36
+#: The longest RNDIS message taken from a guest: as many of the longest frames as one may carry. A page list can
+#: describe far more, and name the same page over and over.
+MAX_RNDIS_BYTES = rndis.MAX_PACKETS * (nvsp.MAX_CONFIG_MTU + SUBALLOCATION_OVERHEAD)
 
 #: Whether an NVSP message was accepted, and its completion.
 Reply = tuple[bool, bytes]
+
+#: What a handle stands for that nobody lent.
+_NOTHING = Lent(0)
 
 
 class State(enum.Enum):
@@ -107,10 +116,12 @@ class NetVspStats:
 class NetVspSession:
     """Serves one guest. ``channel.on_failed`` stays its owner's."""
 
-    def __init__(self, channel: Channel, port: NetworkPort, gpadls: Mapping[int, int]) -> None:
-        """``gpadls``: handle to byte count of the memory that the guest has lent to this channel, kept up to date
-        by the owner. A receive buffer whose handle disappears is used no more."""
+    def __init__(self, channel: Channel, port: NetworkPort, gpadls: Mapping[int, Lent]) -> None:
+        """``gpadls``: the memory that the guest has lent to this channel, by handle, kept up to date by the owner:
+        the same object for as long as it is lent. A buffer that disappears is used no more, even if its handle
+        comes back. Where the channel shares memory, so does each of them."""
         self._channel = channel
+        self._in_place = channel.shares_memory
         self._port = port
         self._gpadls = gpadls
         self._closed = False
@@ -118,9 +129,10 @@ class NetVspSession:
         self._version = 0
         self._device = RndisDevice(port.info)
         self._connected = False
-        self._receive_gpadl: int | None = None
-        self._send_gpadl: int | None = None
-        self._section_limit = 0             # bytes of the send buffer
+        self._receive_gpadl = self._send_gpadl = 0
+        self._receive: Lent | None = None
+        self._send: Lent | None = None
+        self._memory: memoryview | None = None      # the receive buffer, where memory is shared
         self._suballocation = 0             # bytes of one
         self._free: list[int] = []          # suballocation indexes; the last one given back is used next
         self._lent: set[int] = set()
@@ -143,12 +155,15 @@ class NetVspSession:
             nvsp.Seldom: self._not_served,
         }
         channel.on_packet = self._packet
+        channel.on_room = self._send_waiting
 
     def close(self) -> None:
         """The channel is gone: serve nothing more. Frames that waited are lost. Idempotent."""
         self._closed = True
         self._frames.clear()
         self._answers.clear()
+        self._free.clear()
+        self._receive = self._send = self._memory = None    # a view would keep the guest's memory mapped
 
     def stats(self) -> NetVspStats:
         return NetVspStats(
@@ -161,7 +176,7 @@ class NetVspSession:
 
     # -- from the guest ---------------------------------------------------------------------------
 
-    def _packet(self, packet_type: int, flags: int, transaction_id: int, message: bytes, data: Buffer | None) -> None:
+    def _packet(self, packet_type: int, flags: int, transaction_id: int, message: bytes, data: Memory | None) -> None:
         if self._closed:
             return
         if packet_type == COMPLETION:
@@ -177,7 +192,7 @@ class NetVspSession:
                 return
         self._control(packet_type, flags, transaction_id, message, data)
 
-    def _control(self, packet_type: int, flags: int, transaction_id: int, message: bytes, data: Buffer | None) -> None:
+    def _control(self, packet_type: int, flags: int, transaction_id: int, message: bytes, data: Memory | None) -> None:
         request = nvsp.decode(message)
         if request is None:
             self._channel.fail("malformed NVSP message")
@@ -226,13 +241,19 @@ class NetVspSession:
         self._unsupported += 1
         return True, b""
 
+    def _usable(self, gpadl: int) -> Lent:
+        """What the guest has lent by this handle, if it serves on this channel."""
+        lent = self._gpadls.get(gpadl, _NOTHING)
+        return _NOTHING if self._in_place and lent.memory is None else lent
+
     def _receive_buffer(self, request: nvsp.SendReceiveBuffer) -> Reply:
-        lent = self._gpadls.get(request.gpadl, 0)
+        lent = self._usable(request.gpadl)
         size = SUBALLOCATION_OVERHEAD + self._device.info.max_frame
-        count = lent // size
-        if not count or lent > nvsp.MAX_RECEIVE_BUFFER or request.buffer_id != nvsp.RECEIVE_BUFFER_ID:
+        count = lent.nbytes // size
+        if not count or lent.nbytes > nvsp.MAX_RECEIVE_BUFFER or request.buffer_id != nvsp.RECEIVE_BUFFER_ID:
             return False, nvsp.encode(nvsp.ReceiveBufferComplete(nvsp.Status.FAIL))
-        self._receive_gpadl = request.gpadl
+        self._receive_gpadl, self._receive = request.gpadl, lent
+        self._memory = lent.memory if self._in_place else None
         self._suballocation = size
         self._free = list(range(min(count, MAX_LENT)))
         return True, nvsp.encode(
@@ -240,10 +261,10 @@ class NetVspSession:
         )
 
     def _send_buffer(self, request: nvsp.SendSendBuffer) -> Reply:
-        lent = self._gpadls.get(request.gpadl, 0)
-        if lent < nvsp.SECTION_BYTES or request.gpadl == self._receive_gpadl:
+        lent = self._usable(request.gpadl)
+        if lent.nbytes < nvsp.SECTION_BYTES or request.gpadl == self._receive_gpadl:
             return False, nvsp.encode(nvsp.SendBufferComplete(nvsp.Status.FAIL))
-        self._send_gpadl, self._section_limit = request.gpadl, lent
+        self._send_gpadl, self._send = request.gpadl, lent
         return True, nvsp.encode(nvsp.SendBufferComplete(nvsp.Status.SUCCESS, nvsp.SECTION_BYTES))
 
     def _revoke_receive(self, request: nvsp.RevokeReceiveBuffer) -> Reply:
@@ -257,7 +278,7 @@ class NetVspSession:
         return True, b""
 
     def _revoke_send(self, request: nvsp.RevokeSendBuffer) -> Reply:
-        self._send_gpadl, self._section_limit = None, 0
+        self._send = None
         return True, b""
 
     def _subchannel(self, request: nvsp.Subchannel) -> Reply:
@@ -270,7 +291,7 @@ class NetVspSession:
 
     def _rndis_packet(
         self, packet_type: int, flags: int, transaction_id: int,
-        channel_type: int, section: int, size: int, data: Buffer | None,
+        channel_type: int, section: int, size: int, data: Memory | None,
     ) -> None:
         if self._state is not State.RUNNING:  # per packet, so the table is asked only while it can say something new
             follower = TRANSITIONS[self._state].get(nvsp.RndisPacket)
@@ -278,16 +299,17 @@ class NetVspSession:
                 self._channel.fail(f"NVSP RndisPacket in state {self._state.name}")
                 return
             self._state = follower
-        if data is None or not len(data) or not self._placed(packet_type, section, size, len(data)):
+        rndis_bytes = self._rndis_bytes(packet_type, section, size, data)
+        if rndis_bytes is None:
             self._channel.fail("RNDIS bytes are not where the NVSP message says")
             return
         if channel_type == nvsp.DATA_CHANNEL:
-            self._complete(flags, transaction_id, nvsp.COMPLETE[self._transmit(data)])
+            self._complete(flags, transaction_id, nvsp.COMPLETE[self._transmit(rndis_bytes)])
             return
         if channel_type != nvsp.CONTROL_CHANNEL:
             self._channel.fail(f"RNDIS channel {channel_type}")
             return
-        answer = self._device.answer(data)
+        answer = self._device.answer(rndis_bytes)
         if isinstance(answer, Fault):
             if answer.fatal:
                 self._channel.fail(answer.reason)
@@ -302,16 +324,26 @@ class NetVspSession:
             self._connected = True
             self._port.connect(self._frame)
 
-    def _placed(self, packet_type: int, section: int, size: int, length: int) -> bool:
-        """Whether ``length`` bytes of data can have come from where the message says (invariant 18)."""
+    def _rndis_bytes(self, packet_type: int, section: int, size: int, data: Memory | None) -> Buffer | None:
+        """The RNDIS message of a packet, out of the guest's reach; ``None`` if it cannot be where the packet says
+        (invariant 18)."""
         if section == nvsp.NO_SECTION:
-            return packet_type == GPA_DIRECT
-        return (
-            packet_type == IN_BAND
-            and self._send_gpadl in self._gpadls
-            and size == length <= nvsp.SECTION_BYTES
-            and section * nvsp.SECTION_BYTES + size <= self._section_limit
-        )
+            if packet_type != GPA_DIRECT or data is None or not 0 < len(data) <= MAX_RNDIS_BYTES:
+                return None
+            return bytes(data) if self._in_place else data  # type: ignore[return-value]  # carried in one piece
+        lent = self._send
+        start = section * nvsp.SECTION_BYTES
+        if (
+            packet_type != IN_BAND
+            or lent is None
+            or self._gpadls.get(self._send_gpadl) is not lent
+            or not 0 < size <= nvsp.SECTION_BYTES
+            or start + size > lent.nbytes
+        ):
+            return None
+        if self._in_place and lent.memory is not None:
+            return bytes(lent.memory[start : start + size])
+        return data if data is not None and len(data) == size else None  # type: ignore[return-value]
 
     def _transmit(self, data: Buffer) -> nvsp.Status:
         """Put the frames of one data message into the switch; how the packet completes."""
@@ -360,7 +392,16 @@ class NetVspSession:
         return False
 
     def _send_frame(self, frame: Buffer) -> bool:
-        if not self._lend(rndis.pack_frame(frame), nvsp.DATA_CHANNEL):
+        if not self._may_lend():
+            return False
+        memory = self._memory
+        if memory is None:
+            message = rndis.pack_frame(frame)
+            sent = self._lend(len(message), nvsp.DATA_CHANNEL, message)
+        else:
+            nbytes = nvsp.place_frame(memory, self._free[-1] * self._suballocation, frame)
+            sent = self._lend(nbytes, nvsp.DATA_CHANNEL)
+        if not sent:
             return False
         self._rx_frames += 1
         self._rx_bytes += len(frame)
@@ -368,20 +409,33 @@ class NetVspSession:
         return True
 
     def _answer(self, answer: bytes) -> None:
-        if not self._answers and self._lend(answer, nvsp.CONTROL_CHANNEL):
+        if not self._answers and self._send_answer(answer):
             return
         if len(self._answers) >= WAITING_ANSWERS or not self._lent:
             self._channel.fail("the guest does not take its RNDIS answers")
             return
         self._answers.append(answer)
 
-    def _lend(self, message: bytes, channel_type: int) -> bool:
-        """Send one RNDIS message in a free suballocation. ``False``: there is none, or no room in the channel."""
-        if not self._free or self._receive_gpadl not in self._gpadls:
+    def _send_answer(self, answer: bytes) -> bool:
+        if not self._may_lend():
             return False
+        memory = self._memory
+        if memory is None:
+            return self._lend(len(answer), nvsp.CONTROL_CHANNEL, answer)
+        at = self._free[-1] * self._suballocation
+        memory[at : at + len(answer)] = answer
+        return self._lend(len(answer), nvsp.CONTROL_CHANNEL)
+
+    def _may_lend(self) -> bool:
+        """Whether there is a suballocation for one RNDIS message, in memory that is the host's to write."""
+        return bool(self._free) and self._gpadls.get(self._receive_gpadl) is self._receive
+
+    def _lend(self, nbytes: int, channel_type: int, data: bytes | None = None) -> bool:
+        """Send one RNDIS message in the next free suballocation, where it stands unless it is ``data``. ``False``:
+        there is no room in the channel."""
         index = self._free[-1]
-        head = nvsp.pack_one_range(len(message), index * self._suballocation, channel_type)
-        if not self._channel.send(TRANSFER_PAGES, COMPLETION_REQUESTED, index + 1, head, message):
+        head = nvsp.pack_one_range(nbytes, index * self._suballocation, channel_type)
+        if not self._channel.send(TRANSFER_PAGES, COMPLETION_REQUESTED, index + 1, head, data):
             return False
         self._free.pop()
         self._lent.add(index)
@@ -402,7 +456,11 @@ class NetVspSession:
         if self._state is State.REVOKED:
             return
         self._free.append(index)
-        while self._answers and self._lend(self._answers[0], nvsp.CONTROL_CHANNEL):
+        self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        """There may be credit, or room in the channel: send what waits for it."""
+        while self._answers and self._send_answer(self._answers[0]):
             self._answers.popleft()
         while self._frames and not self._answers and self._send_frame(self._frames[0]):
             self._frames.popleft()

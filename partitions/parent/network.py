@@ -16,6 +16,7 @@ from vmbus_emu.protocol import guids
 class NetworkVsp(Vsp):
     INTERFACE = guids.NETWORK
     PREFIX = "nt"
+    MAX_RANGES = 32
 
     def __init__(self, node: Node, config: dict[str, Any]) -> None:
         super().__init__(node, config)
@@ -51,5 +52,6 @@ class NetworkVsp(Vsp):
                 "spoofed": sum(s.tx_spoofed for s in sessions),
                 "invalid_rndis": sum(s.invalid_rndis for s in sessions),
                 "protocol_errors": self._protocol_errors,
+                **self._channels.counters(),
             },
         }

@@ -43,9 +43,9 @@ class VspCarrier:
 
     def build(self, config: Message) -> None:
         """Make the VSPs this process carries, and their drivers."""
+        self.node.poll = config["poll"]
         if "storvsp" in config:
-            post = self.node.loop.call_soon_threadsafe
-            self.disks.build(config["storvsp"]["disks"], lambda medium: post)
+            self.disks.build(config["storvsp"]["disks"], lambda medium: self.node.loop)
             self.vsps["storvsp"] = load(config["storvsp"]["entry"])(self.node, config, self.disks)
         if "netvsp" in config:
             self.vsps["netvsp"] = load(config["netvsp"]["entry"])(self.node, config)
@@ -62,6 +62,8 @@ class ParentProcess(VspCarrier):
         self._provider = Provider(node.loop, self.vp, node.log)
 
     def start(self, config: Message) -> None:
+        if config["transport"] == "ring":
+            self._provider.share_memory(config["io_memory"])
         self.build(config)
         self.vp.connect(config["socket"])
         for name, vsp in self.vsps.items():

@@ -11,11 +11,12 @@ A little long: the effects, the VSPs' answers and the guests' messages are one q
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 from uuid import UUID
 
+from partitions.parent.asking import Asking
+from partitions.parent.offered import Device, Guest
 from partitions.parent.vsplink import (
     FIRST_PARTITION_PORT,
     MANAGEMENT_ANSWERS,
@@ -29,6 +30,7 @@ from partitions.parent.vsplink import (
 )
 from partitions.parent.wiring import Wiring
 from vmbus_emu.loop import Loop
+from vmbus_emu.node import load
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Code, HvStatus, Property, SynicMessage
 from vmbus_emu.protocol.vmbus import USER_DATA_BYTES, version_text
@@ -45,34 +47,6 @@ MAX_DEVICES = 1 << 16
 LOGGED_REFUSALS = 20
 
 
-@dataclass(slots=True)
-class _Device:
-    """One offer of a VSP."""
-
-    vsp: str
-    key: int
-    vm: str
-    offer: fx.Offer
-    guest: _Guest | None = None
-    relid: int = 0
-    #: Taken back by its VSP; kept until the guest has let go of the channel.
-    revoked: bool = False
-
-
-@dataclass(slots=True)
-class _Guest:
-    """One child partition. ``pid`` is 0 until asked for; messages wait until it is known."""
-
-    name: str
-    partition: int
-    connection: Connection = field(default_factory=Connection)
-    devices: dict[int, _Device] = field(default_factory=dict)
-    pid: int = 0
-    waiting: list[bytes] = field(default_factory=list)
-    backlog: int = 0
-    refused: int = 0
-
-
 class Provider:
     """``vsps`` are the VSPs in this process; those of other partitions come with their ``attach``."""
 
@@ -81,16 +55,31 @@ class Provider:
         self._vp = vp
         self._wiring = Wiring(vp)
         self._log = log
+        self._ring = False
+        self._asking = Asking(self._place, lambda vsp: VspFace(self, vsp))
         self._vsps: dict[str, VspSide] = {}
         self._vsp_partitions: dict[int, str] = {}
-        self._guests: dict[int, _Guest] = {}
-        self._devices: dict[tuple[str, int], _Device] = {}
-        self._effects: deque[tuple[_Guest, fx.Effect]] = deque()
+        self._guests: dict[int, Guest] = {}
+        self._devices: dict[tuple[str, int], Device] = {}
+        self._effects: deque[tuple[Guest, fx.Effect]] = deque()
         self._draining = False
         self._strange = 0
         vp.on_message = self._message
 
     # -- start --------------------------------------------------------------------------------------
+
+    def share_memory(self, regions: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Channels are rings in the guests' I/O memory: ``regions`` by VM. Before anything is offered."""
+        self._ring = True
+        self._asking = load("partitions.parent.ring_asking:RingAsking")(
+            self._place, lambda vsp: VspFace(self, vsp), self._loop, self._wiring, regions, self._log
+        )
+
+    def _place(self, name: str) -> tuple[VspSide, int] | None:
+        vsp = self._vsps.get(name)
+        if vsp is None:
+            return None
+        return vsp, next((number for number, own in self._vsp_partitions.items() if own == name), hv.PARTITION_ROOT)
 
     async def prepare(self) -> bool:
         """Make the ports over which management reaches us. ``False`` if the hypervisor refused."""
@@ -109,7 +98,7 @@ class Provider:
 
     async def _attach(self, partition: int, name: str, kind: str) -> None:
         if kind == "child":
-            self._add_guest(_Guest(name, partition))
+            self._add_guest(Guest(name, partition, Connection(require_ring_gpadl=self._ring)))
             made = await self._wiring.wire_child(partition)
         else:
             ours = FIRST_PARTITION_PORT + partition
@@ -121,7 +110,7 @@ class Provider:
             self._log(f"{name}: the hypervisor refused its ports: {[status.name for status in made]}")
         self._vp.post(MANAGEMENT_ANSWERS, hv.MESSAGE_CONTROL, encode("attached", partition, ok))
 
-    def _add_guest(self, guest: _Guest) -> None:
+    def _add_guest(self, guest: Guest) -> None:
         self._guests[guest.partition] = guest
         for device in self._devices.values():
             if device.vm == guest.name and not device.revoked:
@@ -135,8 +124,9 @@ class Provider:
                 guest.pid = 0
                 guest.waiting.clear()
                 self._apply(guest, guest.connection.disconnect())
-        for partition, vsp in list(self._vsp_partitions.items()):
-            if vsp == name:
+                self._asking.gone(guest.partition, list(self._vsps.values()))
+        for partition, own in list(self._vsp_partitions.items()):
+            if own == name:
                 del self._vsp_partitions[partition]
                 self._vsps.pop(name, None)
                 for device in [d for d in self._devices.values() if d.vsp == name]:
@@ -158,7 +148,7 @@ class Provider:
             understood = dispatch(MANAGEMENT_TO_PROVIDER, self, message.payload)
         self._strange += not understood
 
-    def _from_guest(self, guest: _Guest, payload: bytes) -> None:
+    def _from_guest(self, guest: Guest, payload: bytes) -> None:
         if guest.pid:
             self._apply(guest, guest.connection.receive(payload))
             return
@@ -171,14 +161,14 @@ class Provider:
             guest.waiting.pop()
             self._refused(guest, "too many messages before its process was known")
 
-    def _pid_known(self, guest: _Guest, status: HvStatus, output: bytes) -> None:
+    def _pid_known(self, guest: Guest, status: HvStatus, output: bytes) -> None:
         waiting, guest.waiting = guest.waiting, []
         if status is HvStatus.SUCCESS:
             guest.pid = hv.PROPERTY_VALUE.unpack_from(output)[0]
             for payload in waiting:
                 self._apply(guest, guest.connection.receive(payload))
 
-    def _refused(self, guest: _Guest, reason: str) -> None:
+    def _refused(self, guest: Guest, reason: str) -> None:
         guest.refused += 1
         if guest.refused <= LOGGED_REFUSALS:
             last = " (further ones are only counted)" if guest.refused == LOGGED_REFUSALS else ""
@@ -186,7 +176,7 @@ class Provider:
 
     # -- effects ------------------------------------------------------------------------------------
 
-    def _apply(self, guest: _Guest, effects: list[fx.Effect]) -> None:
+    def _apply(self, guest: Guest, effects: list[fx.Effect]) -> None:
         """Carry effects out in order, also when a VSP answers within the call and so causes more of them."""
         self._effects.extend((guest, effect) for effect in effects)
         if self._draining:
@@ -196,30 +186,12 @@ class Provider:
             self._carry_out(*self._effects.popleft())
         self._draining = False
 
-    def _carry_out(self, guest: _Guest, effect: fx.Effect) -> None:
+    def _carry_out(self, guest: Guest, effect: fx.Effect) -> None:
         match effect:
             case fx.Send(payload):
                 self._send(guest, payload)
-            case fx.OpenDevice(relid, ticket, request):
-                device = guest.devices[relid]
-                if (vsp := self._vsps.get(device.vsp)) is not None:
-                    vsp.open(device.key, ticket, guest.pid, request.open_id)
-            case fx.CloseDevice(relid, ticket):
-                device = guest.devices[relid]
-                if (vsp := self._vsps.get(device.vsp)) is not None:
-                    vsp.close(device.key, ticket)
-                else:
-                    self.closed(device.vsp, device.key, ticket)
-            case fx.AcceptGpadl(relid, gpadl, ticket, ranges):
-                device = guest.devices[relid]
-                if (vsp := self._vsps.get(device.vsp)) is not None:
-                    vsp.accept_gpadl(device.key, gpadl, ticket, sum(r.byte_count for r in ranges))
-            case fx.TearDownGpadl(relid, gpadl, ticket):
-                device = guest.devices[relid]
-                if (vsp := self._vsps.get(device.vsp)) is not None:
-                    vsp.tear_down_gpadl(device.key, gpadl, ticket)
-                else:
-                    self.gpadl_torn_down(device.vsp, device.key, gpadl, ticket)
+            case fx.OpenDevice() | fx.CloseDevice() | fx.AcceptGpadl() | fx.TearDownGpadl():
+                self._asking.carry_out(guest, effect)
             case fx.Freed(relid):
                 device = guest.devices.pop(relid)
                 if self._devices.get((device.vsp, device.key)) is device:  # it may have been offered anew
@@ -235,7 +207,7 @@ class Provider:
             case _:
                 assert_never(effect)
 
-    def _send(self, guest: _Guest, payload: bytes) -> None:
+    def _send(self, guest: Guest, payload: bytes) -> None:
         if guest.backlog >= MAX_BACKLOG:  # it provokes answers and takes none
             self._refused(guest, "does not take its messages")
             return
@@ -256,13 +228,15 @@ class Provider:
         ):
             self._strange += 1  # a VSP in a partition of its own can send anything, like a guest
             return
-        offer = fx.Offer(UUID(bytes_le=interface), UUID(bytes_le=instance), user_data)
-        device = self._devices[(vsp, key)] = _Device(vsp, key, vm, offer)
+        offer = fx.Offer(
+            UUID(bytes_le=interface), UUID(bytes_le=instance), user_data, connection_id=self._asking.doorbell()
+        )
+        device = self._devices[(vsp, key)] = Device(vsp, key, vm, offer)
         for guest in self._guests.values():
             if guest.name == vm:
                 self._offer_to(guest, device)
 
-    def _offer_to(self, guest: _Guest, device: _Device) -> None:
+    def _offer_to(self, guest: Guest, device: Device) -> None:
         relid, effects = guest.connection.offer(device.offer)
         if relid:
             device.guest, device.relid = guest, relid
@@ -275,8 +249,12 @@ class Provider:
             device.revoked = True
             self._log(f"{device.vm}: channel {device.relid} revoked: {reason}")
             self._apply(device.guest, device.guest.connection.revoke(device.relid))
+            self._asking.ended(device)
 
     def opened(self, vsp: str, key: int, ticket: int, ok: bool) -> None:
+        device = self._devices.get((vsp, key))
+        if device is not None and not ok:
+            self._asking.ended(device)
         self._answer(vsp, key, lambda guest, relid: guest.connection.device_opened(relid, ticket, ok))
 
     def closed(self, vsp: str, key: int, ticket: int) -> None:
@@ -288,7 +266,7 @@ class Provider:
     def gpadl_torn_down(self, vsp: str, key: int, gpadl: int, ticket: int) -> None:
         self._answer(vsp, key, lambda guest, relid: guest.connection.gpadl_torn_down(relid, gpadl, ticket))
 
-    def _answer(self, vsp: str, key: int, event: Callable[[_Guest, int], list[fx.Effect]]) -> None:
+    def _answer(self, vsp: str, key: int, event: Callable[[Guest, int], list[fx.Effect]]) -> None:
         device = self._devices.get((vsp, key))
         if device is not None and device.guest is not None:
             self._apply(device.guest, event(device.guest, device.relid))

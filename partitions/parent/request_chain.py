@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from vmbus_emu.device import BlockDevice, BlockRequest, Buffer, Op, Status
+from vmbus_emu.device import BlockDevice, BlockRequest, Memory, Op, Status
 
-Step = tuple[Op, int, int, Buffer | None]   # op, lba, blocks, buffer
+Step = tuple[Op, int, int, Memory | None]   # op, lba, blocks, buffer
 
 
 class RequestChain:

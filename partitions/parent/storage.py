@@ -43,6 +43,7 @@ class StorageVsp(Vsp):
                 "errors": sum(s.errors for s in sessions),
                 "refused": sum(s.refused for s in sessions),
                 "protocol_errors": self._protocol_errors,
+                **self._channels.counters(),
                 "longest_stall_ms": round(self._node.loop.longest_stall * 1000, 3),
             }
         }

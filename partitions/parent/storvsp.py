@@ -10,6 +10,7 @@ packets of a known type; everything inside a packet is the guest's word and is c
 
 States and handshake are tables of :mod:`vmbus_emu.protocol.vstor`, commands that move no blocks are
 :mod:`partitions.parent.scsi_target`; here is the data path. Protocol sheet 5.1-5.5 and 8 (17, 19).
+(Longer than most files: it is one class, and every command reads and answers the same packet.)
 """
 
 from __future__ import annotations
@@ -22,15 +23,35 @@ from typing import Any
 from partitions.parent import scsi_target
 from partitions.parent.request_chain import RequestChain, Step
 from partitions.parent.scsi_target import Outcome
-from vmbus_emu.channel import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, Channel
-from vmbus_emu.device import BLOCK_SIZE, MAX_TRANSFER_BYTES, BlockDevice, BlockRequest, Buffer, Op, Status
+from vmbus_emu.channel import Channel
+from vmbus_emu.device import (
+    BLOCK_SIZE,
+    MAX_TRANSFER_BYTES,
+    NULL,
+    OK,
+    READ,
+    WRITE,
+    BlockDevice,
+    BlockRequest,
+    Buffer,
+    Memory,
+    Op,
+    Status,
+    fill,
+    first,
+)
 from vmbus_emu.protocol import scsi, vstor
+from vmbus_emu.protocol.packets import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND
 from vmbus_emu.protocol.scsi import Opcode
-from vmbus_emu.protocol.vstor import Direction, Operation, State
+from vmbus_emu.protocol.vstor import Direction, Operation, State, complete_good
 from vmbus_emu.task import Future
 
 _LUN_0 = bytes(3)  # path, target, LUN
 _OUT, _IN, _NONE = int(Direction.OUT), int(Direction.IN), int(Direction.NONE)
+_EXECUTE_SRB, _READY = int(Operation.EXECUTE_SRB), State.READY
+_execute, _PACKET_SIZE, _CDB_SIZE, _CDB_LENGTHS = (
+    vstor.EXECUTE.unpack_from, vstor.PACKET_SIZE, vstor.CDB_SIZE, scsi.CDB_LENGTHS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +83,15 @@ class _SrbRequest(BlockRequest):
     __slots__ = ("transaction_id",)
 
     def __init__(
-        self, op: Op, lba: int, blocks: int, buffer: Buffer | None, on_done: Callable[[Any], Any], transaction_id: int
+        self, op: Op, lba: int, blocks: int, buffer: Memory | None, on_done: Callable[[Any], Any], transaction_id: int
     ) -> None:
-        super().__init__(op, lba, blocks, buffer, on_done)
+        # Written out: one per command, and a call of the base would be a tenth of the whole.
+        self.op = op
+        self.lba = lba
+        self.blocks = blocks
+        self.buffer = buffer
+        self.on_done = on_done
+        self.status = None
         self.transaction_id = transaction_id
 
 
@@ -75,6 +102,7 @@ class StorVspSession:
         self, channel: Channel, disk: BlockDevice, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._channel = channel
+        self._in_place = channel.shares_memory
         self._disk = disk
         self._clock = clock
         self._state = State.BEGIN
@@ -87,8 +115,8 @@ class StorVspSession:
         self._outstanding = self._requests = self._read_bytes = self._written_bytes = 0
         self._busy = self._errors = self._protocol_errors = self._refused = self._dropped = 0
         self._last_io = 0.0
-        #: opcode -> method(transaction id, cdb, capacity for data in, data out)
-        self._commands: dict[int, Callable[[int, bytes, int, Buffer], None]] = {
+        #: opcode -> method(transaction id, cdb, capacity for data in and room for it, data out)
+        self._commands: dict[int, Callable[[int, bytes, int, Memory | None, Memory], None]] = {
             Opcode.TEST_UNIT_READY: self._test_unit_ready,
             Opcode.READ_10: self._read,
             Opcode.READ_12: self._read,
@@ -124,11 +152,11 @@ class StorVspSession:
     # -- packets ----------------------------------------------------------------------------------------------
 
     def _received(
-        self, packet_type: int, flags: int, transaction_id: int, message: bytes, data: Buffer | None
+        self, packet_type: int, flags: int, transaction_id: int, message: bytes, data: Memory | None
     ) -> None:
         if self._closed:
             return
-        if len(message) != vstor.PACKET_SIZE:
+        if len(message) != _PACKET_SIZE:
             self._protocol_error(f"vstor packet of {len(message)} bytes")
             return
         if not flags & COMPLETION_REQUESTED:
@@ -137,8 +165,8 @@ class StorVspSession:
         if packet_type != GPA_DIRECT and packet_type != IN_BAND:
             self._protocol_error(f"packet type {packet_type} from a guest")
             return
-        operation, address, cdb_length, direction, transfer, cdb = vstor.EXECUTE.unpack_from(message)
-        if operation != Operation.EXECUTE_SRB or self._state is not State.READY:
+        operation, address, cdb_length, direction, transfer, cdb = _execute(message)
+        if operation != _EXECUTE_SRB or self._state is not _READY:
             self._negotiate(operation, packet_type, transaction_id, message, data)
             return
 
@@ -146,9 +174,9 @@ class StorVspSession:
         sent = 0 if data is None else len(data)
         if (
             transfer > self._max_transfer
-            or cdb_length > vstor.CDB_SIZE
+            or cdb_length > _CDB_SIZE
             or (direction != _OUT and direction != _IN and (direction != _NONE or transfer))
-            or sent != (transfer if direction == _OUT else 0)
+            or (sent < transfer if self._in_place else sent != (transfer if direction == _OUT else 0))
             or (packet_type == IN_BAND and transfer)
         ):
             self._protocol_error(
@@ -157,23 +185,29 @@ class StorVspSession:
             )
             return
         self._requests += 1
+        # What is asked for goes to ``room``: the guest's own memory, or where none is shared ``None``.
+        capacity = transfer if direction == _IN else 0
+        room = data if capacity and self._in_place else None
+        if direction != _OUT or data is None:
+            data = b""
+        elif sent != transfer:
+            data = first(data, transfer)  # the guest described more than it means to be read
         if address != _LUN_0:
-            self._answer(transaction_id, scsi_target.absent(cdb), transfer if direction == _IN else 0)
-        elif not 0 < scsi.CDB_LENGTHS[cdb[0] >> 5] <= cdb_length:
-            known = scsi.CDB_LENGTHS[cdb[0] >> 5]
+            self._answer(transaction_id, scsi_target.absent(cdb), capacity, room)
+        elif not 0 < _CDB_LENGTHS[cdb[0] >> 5] <= cdb_length:
+            known = _CDB_LENGTHS[cdb[0] >> 5]
             self._answer(transaction_id, scsi_target.INVALID_FIELD if known else scsi_target.INVALID_OPCODE)
         else:
             command = self._commands.get(cdb[0])
-            capacity = transfer if direction == _IN else 0
             if command is None:
-                self._answer(transaction_id, scsi_target.control(cdb, self._info), capacity)
+                self._answer(transaction_id, scsi_target.control(cdb, self._info), capacity, room)
             elif self._outstanding >= self._depth:
                 self._answer(transaction_id, scsi_target.BUSY)
             else:
-                command(transaction_id, cdb, capacity, b"" if data is None else data)
+                command(transaction_id, cdb, capacity, room, data)
 
     def _negotiate(
-        self, operation: int, packet_type: int, transaction_id: int, message: bytes, data: Buffer | None
+        self, operation: int, packet_type: int, transaction_id: int, message: bytes, data: Memory | None
     ) -> None:
         row = vstor.MESSAGES.get(operation)  # type: ignore[call-overload]
         if row is None or not row.from_guest:
@@ -194,15 +228,21 @@ class StorVspSession:
 
     # -- answers ----------------------------------------------------------------------------------------------
 
-    def _send(self, transaction_id: int, message: bytes, data: Buffer | None = None) -> None:
-        if not self._channel.send(COMPLETION, 0, transaction_id, message, data) and not self._channel.closed:
+    def _send(self, transaction_id: int, message: bytes, data: Memory | None = None) -> None:
+        # Where memory is shared the data is in its place already; only there it may be in pieces.
+        carried: Buffer | None = None if self._in_place else data  # type: ignore[assignment]
+        if not self._channel.send(COMPLETION, 0, transaction_id, message, carried) and not self._channel.closed:
             # The queue holds far more answers than a guest may have requests: it sends and does not listen.
             self._protocol_error("the guest does not take its completions")
 
-    def _answer(self, transaction_id: int, outcome: Outcome, capacity: int = 0) -> None:
+    def _answer(
+        self, transaction_id: int, outcome: Outcome, capacity: int = 0, room: Memory | None = None
+    ) -> None:
         """Answer with what SCSI says; at most ``capacity`` bytes of its data."""
         srb_status, scsi_status, sense, data = outcome
         data = data[:capacity]
+        if room is not None and data:
+            fill(room, data)
         if outcome is scsi_target.BUSY:
             self._busy += 1
         elif sense or srb_status != vstor.SrbStatus.SUCCESS:
@@ -218,18 +258,18 @@ class StorVspSession:
         if self._closed or self._channel.closed:
             self._drop()
             return
-        if request.status is not Status.OK:
+        if request.status is not OK:
             self._failed(request.transaction_id, request.status, request.op)
             return
         buffer = request.buffer
         moved = 0 if buffer is None else len(buffer)
         self._last_io = self._clock()
-        if request.op is Op.READ and moved:
+        if request.op is READ and moved:
             self._read_bytes += moved
-            self._send(request.transaction_id, vstor.complete_good(moved), buffer)
+            self._send(request.transaction_id, complete_good(moved), buffer)
         else:
             self._written_bytes += moved
-            self._send(request.transaction_id, vstor.complete_good(moved))
+            self._send(request.transaction_id, complete_good(moved))
 
     def _failed(self, transaction_id: int, status: Status | None, op: Op) -> None:
         if status is None:
@@ -243,51 +283,57 @@ class StorVspSession:
 
     # -- commands that reach the driver -----------------------------------------------------------------------
 
-    def _submit(self, transaction_id: int, op: Op, lba: int, blocks: int, buffer: Buffer | None) -> None:
+    def _submit(self, transaction_id: int, op: Op, lba: int, blocks: int, buffer: Memory | None) -> None:
         self._outstanding += 1
         self._disk.submit(_SrbRequest(op, lba, blocks, buffer, self._done, transaction_id))
 
-    def _test_unit_ready(self, transaction_id: int, cdb: bytes, capacity: int, data: Buffer) -> None:
-        self._submit(transaction_id, Op.READY, 0, 0, None)
+    def _test_unit_ready(
+        self, transaction_id: int, cdb: bytes, capacity: int, room: Memory | None, data: Memory
+    ) -> None:
+        self._submit(transaction_id, NULL, 0, 0, None)
 
-    def _synchronize_cache(self, transaction_id: int, cdb: bytes, capacity: int, data: Buffer) -> None:
+    def _synchronize_cache(
+        self, transaction_id: int, cdb: bytes, capacity: int, room: Memory | None, data: Memory
+    ) -> None:
         # The range in the CDB may be ignored: flushing more than was asked for is allowed.
         self._submit(transaction_id, Op.FLUSH, 0, 0, None)
 
-    def _read(self, transaction_id: int, cdb: bytes, capacity: int, data: Buffer) -> None:
+    def _read(self, transaction_id: int, cdb: bytes, capacity: int, room: Memory | None, data: Memory) -> None:
         _, lba, blocks = scsi.TRANSFER_FIELDS[cdb[0]].unpack_from(cdb)
         length = blocks * BLOCK_SIZE
         if length > capacity:  # before any memory is set aside
             self._does_not_fit(transaction_id, lba + blocks)
             return
-        self._submit(transaction_id, Op.READ, lba, blocks, self._disk.allocate(length))
+        buffer = self._disk.allocate(length) if room is None else first(room, length)
+        self._submit(transaction_id, READ, lba, blocks, buffer)
 
-    def _write(self, transaction_id: int, cdb: bytes, capacity: int, data: Buffer) -> None:
+    def _write(self, transaction_id: int, cdb: bytes, capacity: int, room: Memory | None, data: Memory) -> None:
         flags, lba, blocks = scsi.TRANSFER_FIELDS[cdb[0]].unpack_from(cdb)
         length = blocks * BLOCK_SIZE
         if length != len(data):
             if length > len(data):
                 self._does_not_fit(transaction_id, lba + blocks)
                 return
-            data = memoryview(data)[:length]
+            data = first(data, length)
         if flags & scsi.FUA:
             steps: list[Step] = [(Op.WRITE, lba, blocks, data), (Op.FLUSH, 0, 0, None)]
             self._run_chain(transaction_id, steps, length)
         else:
-            self._submit(transaction_id, Op.WRITE, lba, blocks, data)
+            self._submit(transaction_id, WRITE, lba, blocks, data)
 
     def _does_not_fit(self, transaction_id: int, end: int) -> None:
         """More blocks than the data of the packet: the CDB is wrong, unless its range is wrong already."""
         beyond = end > self._block_count
         self._answer(transaction_id, scsi_target.LBA_OUT_OF_RANGE if beyond else scsi_target.INVALID_FIELD)
 
-    def _unmap(self, transaction_id: int, cdb: bytes, capacity: int, data: Buffer) -> None:
+    def _unmap(self, transaction_id: int, cdb: bytes, capacity: int, room: Memory | None, data: Memory) -> None:
         listed = scsi.unmap_list_length(cdb)
         if cdb[1] & scsi.UNMAP_ANCHOR or listed > len(data):
             self._answer(transaction_id, scsi_target.INVALID_FIELD)
             return
-        ranges = scsi.decode_unmap_list(memoryview(data)[:listed]) if listed else []
-        if ranges is None:
+        # A copy, for the guest may change what it has lent while it is being read.
+        ranges = scsi.decode_unmap_list(bytes(first(data, listed))) if listed else []
+        if ranges is None or len(ranges) > scsi.MAX_UNMAP_RANGES:
             self._answer(transaction_id, scsi_target.INVALID_PARAMETERS)
         elif any(lba + blocks > self._block_count for lba, blocks in ranges):
             self._answer(transaction_id, scsi_target.LBA_OUT_OF_RANGE)
@@ -307,7 +353,7 @@ class StorVspSession:
                 self._last_io = self._clock()
                 if op is Op.WRITE:
                     self._written_bytes += moved
-                self._send(transaction_id, vstor.complete_good(moved))
+                self._send(transaction_id, complete_good(moved))
             else:
                 self._failed(transaction_id, status, op)
 

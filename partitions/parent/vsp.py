@@ -1,23 +1,21 @@
-"""What every VSP does the same way: offer its devices, bind a channel when a guest opens one, let go when told.
+"""What every VSP does the same way: offer its devices, open a channel when a guest asks, let go when told.
 
-A subclass says what its devices are and how a session serves one. The channel's name is in the offer; the guest
-adds its open id, so that no two opens ever share a socket file. Only the process that the hypervisor names as
-that partition may speak on it.
+A subclass says what its devices are and how a session serves one. How a channel comes about is the transport's:
+:class:`partitions.parent.vsp_channels.Channels`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-import zmq
-
+from partitions.parent.vsp_channels import Channels, Described, OpenRequest, ZmqChannels
 from partitions.parent.vsplink import ProviderSide
-from vmbus_emu.channel import Channel, ZmqChannel
-from vmbus_emu.node import Node
+from vmbus_emu.channel import Channel
+from vmbus_emu.memory import Lent
+from vmbus_emu.node import Node, load
 
 
 @dataclass(slots=True)
@@ -29,7 +27,7 @@ class Device:
     name: str
     instance: bytes
     endpoint: str
-    gpadls: dict[int, int] = field(default_factory=dict)
+    gpadls: dict[int, Lent] = field(default_factory=dict)
     channel: Channel | None = None
     revoked: bool = False
 
@@ -41,13 +39,20 @@ class Vsp:
     INTERFACE: UUID
     #: Prefix of its channels' socket files; short, for socket paths have 107 bytes.
     PREFIX: str
+    #: Ranges that a page list on a ring may have (protocol sheet 3.3).
+    MAX_RANGES = 1
 
     def __init__(self, node: Node, config: dict[str, Any]) -> None:
         self._node = node
-        self._folder = config["channels"]
+        self._channels: Channels
+        if config["transport"] == "ring":
+            self._channels = load("partitions.parent.ring_vsp_channels:RingChannels")(node, self.MAX_RANGES)
+        else:
+            self._channels = ZmqChannels(node, config["channels"])
         self._devices: dict[int, Device] = {}
         self._protocol_errors = 0
         self._provider: ProviderSide | None = None
+        self._parts: dict[tuple[int, int], bytes] = {}     # of GPADLs whose pages come in several messages
 
     # -- for subclasses -------------------------------------------------------------------------------
 
@@ -76,20 +81,21 @@ class Vsp:
 
     # -- what the provider asks -----------------------------------------------------------------------
 
-    def open(self, key: int, ticket: int, pid: int, openid: int) -> None:
+    def open(
+        self, key: int, ticket: int, pid: int, openid: int, doorbell: int, ring_gpadl: int, downstream: int
+    ) -> None:
         provider, device = self._of(key)
+        request = OpenRequest(f"{device.endpoint}.{openid:x}", pid, doorbell, ring_gpadl, downstream)
         if device.channel is not None or device.revoked or not pid:
+            self._channels.decline(request)
             provider.opened(key, ticket, False)
             return
-        channel = ZmqChannel(self._node.loop, self._node.context, pid)
+        channel = self._channels.open(key, request)
+        if isinstance(channel, str):
+            self._node.log(f"{device.vm}.{device.name}: not opened: {channel}")
+            provider.opened(key, ticket, False)
+            return
         channel.on_failed = lambda reason: self._failed(device, reason)
-        try:
-            channel.bind(os.path.join(self._folder, f"{device.endpoint}.{openid:x}"))
-        except zmq.ZMQError as error:  # something lies in the way, or the file system is full
-            channel.close()
-            self._node.log(f"{device.vm}.{device.name}: not opened: {error}")
-            provider.opened(key, ticket, False)
-            return
         device.channel = channel
         self.open_session(device, channel)
         provider.opened(key, ticket, True)
@@ -103,15 +109,33 @@ class Vsp:
         channel.close()
         self.close_session(device, lambda: provider.closed(key, ticket))
 
-    def accept_gpadl(self, key: int, gpadl: int, ticket: int, nbytes: int) -> None:
+    def accept_gpadl(
+        self, key: int, gpadl: int, ticket: int, nbytes: int, offset: int,
+        partition: int, gpa: int, pages: int, runs: bytes,
+    ) -> None:
         provider, device = self._of(key)
-        device.gpadls[gpadl] = nbytes
-        provider.gpadl_accepted(key, gpadl, ticket, True)
+        runs = self._parts.pop((key, gpadl), b"") + runs
+        if device.revoked:  # nobody would take it back
+            provider.gpadl_accepted(key, gpadl, ticket, False)
+            return
+        lent = self._channels.lend(key, gpadl, Described(nbytes, offset, partition, gpa, pages, runs))
+        if isinstance(lent, str):
+            self._node.log(f"{device.vm}.{device.name}: GPADL {gpadl:#x} refused: {lent}")
+        else:
+            device.gpadls[gpadl] = lent
+        provider.gpadl_accepted(key, gpadl, ticket, not isinstance(lent, str))
+
+    def gpadl_pages(self, key: int, gpadl: int, part: bytes) -> None:
+        self._parts[key, gpadl] = self._parts.get((key, gpadl), b"") + part
 
     def tear_down_gpadl(self, key: int, gpadl: int, ticket: int) -> None:
         provider, device = self._of(key)
         device.gpadls.pop(gpadl, None)
+        self._channels.take_back(key, gpadl)
         provider.gpadl_torn_down(key, gpadl, ticket)
+
+    def partition_gone(self, partition: int) -> None:
+        self._channels.forget(partition)
 
     def _of(self, key: int) -> tuple[ProviderSide, Device]:
         assert self._provider is not None
@@ -122,5 +146,13 @@ class Vsp:
         self._protocol_errors += 1
         device.revoked = True
         self._node.log(f"{device.vm}.{device.name}: channel closed: {reason}")
+        device.channel = None
+        # The guest hears of it when nothing uses its memory any more, and may use that for something else then.
+        self.close_session(device, lambda: self._let_go(device, reason))
+
+    def _let_go(self, device: Device, reason: str) -> None:
+        for gpadl in device.gpadls:
+            self._channels.take_back(device.key, gpadl)
+        device.gpadls.clear()
         if self._provider is not None:
             self._provider.revoke(device.key, reason)

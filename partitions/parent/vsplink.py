@@ -10,7 +10,8 @@ answer is recognised.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgpack
@@ -30,17 +31,42 @@ CONTROL_PORT = 0x10
 CHILD_PORT = 1
 
 
+_RUN = struct.Struct("<QI")
+RUN_BYTES = _RUN.size
+#: Bytes of runs in one message, whole ones: what 240 bytes leave beside the other arguments.
+RUNS_BYTES = 12 * RUN_BYTES
+
+
 class VspSide(Protocol):
     """What the provider asks of a VSP."""
 
-    def open(self, key: int, ticket: int, pid: int, openid: int) -> None:
-        """The guest opened the channel; only process ``pid`` may speak on it. Answer: ``opened``."""
+    def open(
+        self, key: int, ticket: int, pid: int, openid: int, doorbell: int, ring_gpadl: int, downstream: int
+    ) -> None:
+        """The guest opened the channel; only process ``pid`` may speak on it. Answer: ``opened``.
+
+        Where memory is shared: the number of the channel's doorbells, the GPADL that holds its rings, and which of its
+        pages is the first of the host-to-guest ring.
+        """
 
     def close(self, key: int, ticket: int) -> None:
         """Answer: ``closed``, once nothing of the channel is in use."""
 
-    def accept_gpadl(self, key: int, gpadl: int, ticket: int, nbytes: int) -> None:
-        """The guest describes ``nbytes`` of its memory under a handle. Answer: ``gpadl_accepted``."""
+    def accept_gpadl(
+        self, key: int, gpadl: int, ticket: int, nbytes: int, offset: int,
+        partition: int, gpa: int, pages: int, runs: bytes,
+    ) -> None:
+        """The guest describes ``nbytes`` of its memory under a handle. Answer: ``gpadl_accepted``.
+
+        Where memory is shared, they begin at ``offset`` in the pages ``runs`` (:func:`encode_pages`), which lie in the
+        region of ``partition``'s I/O memory at ``gpa`` with ``pages`` pages, which has been granted.
+        """
+
+    def gpadl_pages(self, key: int, gpadl: int, part: bytes) -> None:
+        """A part of ``runs`` too long for one message: it comes before those of ``accept_gpadl``. No answer."""
+
+    def partition_gone(self, partition: int) -> None:
+        """That partition and its memory are no more. No answer."""
 
     def tear_down_gpadl(self, key: int, gpadl: int, ticket: int) -> None:
         """Answer: ``gpadl_torn_down``, once nothing uses the memory."""
@@ -66,9 +92,11 @@ class ProviderSide(Protocol):
 
 #: Operation -> types of its arguments.
 TO_VSP: dict[str, tuple[type, ...]] = {
-    "open": (int, int, int, int),
+    "open": (int, int, int, int, int, int, int),
     "close": (int, int),
-    "accept_gpadl": (int, int, int, int),
+    "accept_gpadl": (int, int, int, int, int, int, int, int, bytes),
+    "gpadl_pages": (int, int, bytes),
+    "partition_gone": (int,),
     "tear_down_gpadl": (int, int, int),
 }
 TO_PROVIDER: dict[str, tuple[type, ...]] = {
@@ -81,6 +109,26 @@ TO_PROVIDER: dict[str, tuple[type, ...]] = {
 }
 MANAGEMENT_TO_PROVIDER: dict[str, tuple[type, ...]] = {"attach": (int, str, str)}
 PROVIDER_TO_MANAGEMENT: dict[str, tuple[type, ...]] = {"attached": (int, bool)}
+
+
+def encode_pages(pfns: Sequence[int]) -> bytes:
+    """Page numbers as runs of adjacent ones, ``(first u64, count u32)`` each: what a VSP is told of a GPADL."""
+    runs = []
+    first = count = 0
+    for pfn in pfns:
+        if count and pfn == first + count:
+            count += 1
+            continue
+        if count:
+            runs.append(_RUN.pack(first, count))
+        first, count = pfn, 1
+    runs.append(_RUN.pack(first, count))
+    return b"".join(runs)
+
+
+def decode_pages(runs: bytes) -> list[int]:
+    """The inverse of :func:`encode_pages`."""
+    return [pfn for first, count in _RUN.iter_unpack(runs) for pfn in range(first, first + count)]
 
 
 def encode(operation: str, *arguments: Any) -> bytes:
@@ -113,14 +161,28 @@ class RemoteVsp:
     def __init__(self, send: Send) -> None:
         self._send = send
 
-    def open(self, key: int, ticket: int, pid: int, openid: int) -> None:
-        self._send(encode("open", key, ticket, pid, openid))
+    def open(
+        self, key: int, ticket: int, pid: int, openid: int, doorbell: int, ring_gpadl: int, downstream: int
+    ) -> None:
+        self._send(encode("open", key, ticket, pid, openid, doorbell, ring_gpadl, downstream))
 
     def close(self, key: int, ticket: int) -> None:
         self._send(encode("close", key, ticket))
 
-    def accept_gpadl(self, key: int, gpadl: int, ticket: int, nbytes: int) -> None:
-        self._send(encode("accept_gpadl", key, gpadl, ticket, nbytes))
+    def accept_gpadl(
+        self, key: int, gpadl: int, ticket: int, nbytes: int, offset: int,
+        partition: int, gpa: int, pages: int, runs: bytes,
+    ) -> None:
+        while len(runs) > RUNS_BYTES:
+            self.gpadl_pages(key, gpadl, runs[:RUNS_BYTES])
+            runs = runs[RUNS_BYTES:]
+        self._send(encode("accept_gpadl", key, gpadl, ticket, nbytes, offset, partition, gpa, pages, runs))
+
+    def gpadl_pages(self, key: int, gpadl: int, part: bytes) -> None:
+        self._send(encode("gpadl_pages", key, gpadl, part))
+
+    def partition_gone(self, partition: int) -> None:
+        self._send(encode("partition_gone", partition))
 
     def tear_down_gpadl(self, key: int, gpadl: int, ticket: int) -> None:
         self._send(encode("tear_down_gpadl", key, gpadl, ticket))

@@ -18,9 +18,11 @@ from drivers.disk import FileDisk, NullDisk
 from drivers.workers import IoWorkers
 from partitions.child.storvsc import StorVsc
 from partitions.parent.storvsp import StorVspSession
+from tests.rings import SharedMemory, ring_ends
 from vmbus_emu.channel import Channel, MemoryChannel, ZmqChannel, channel_pair
 from vmbus_emu.device import BLOCK_SIZE, BlockDevice, BlockInfo, BlockRequest, Buffer, Op, Status
 from vmbus_emu.loop import Loop
+from vmbus_emu.polling import Poller
 
 BLOCKS = 16384
 MIB = 1 << 20
@@ -33,20 +35,24 @@ class Rig:
     def __init__(self, transport: str, medium: str, folder: Path, read_only: bool = False) -> None:
         self.loop = Loop()
         self.context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self.workers = IoWorkers(self.loop.call_soon_threadsafe)
+        self.workers = IoWorkers(self.loop)
         self.folder = folder
         self.completed: list[BlockRequest] = []     # as often as each completed
         self.log: list[str] = []
         self.fd = -1
         self.channels = 0
-        self.ends: list[Channel] = []
+        self.ends: list[Channel | SharedMemory] = []
+        self.poller: Poller | None = None
+        self.allocate: Callable[[int], memoryview | None] = lambda nbytes: None
         self.driver = self._make_driver(medium, BlockInfo(BLOCKS, read_only=read_only, serial="conformance"))
         self.transport = transport
         self.session: StorVspSession | None = None
         self.vsc: StorVsc | None = None
         self.device: BlockDevice = self.driver
         if transport != "call":
-            self.device = self.vsc = StorVsc(self.loop, "disk0", self.log.append)
+            self.device = self.vsc = StorVsc(
+                self.loop, "disk0", self.log.append, lambda nbytes: self.allocate(nbytes)
+            )
             self.connect()
 
     def _make_driver(self, medium: str, info: BlockInfo) -> BlockDevice:
@@ -141,7 +147,20 @@ def zmq_ends(rig: Rig) -> tuple[Channel, Channel]:
     return guest, server
 
 
-TRANSPORTS: dict[str, Callable[[Rig], tuple[Channel, Channel]]] = {"memory": memory_ends, "zmq": zmq_ends}
+def rings(rig: Rig) -> tuple[Channel, Channel]:
+    if rig.poller is None:
+        rig.poller = Poller(rig.loop)
+    ends = ring_ends(rig.loop, rig.poller)
+    rig.allocate = ends.buffers.allocate
+    rig.ends.extend((ends.guest, ends.host, ends.memory))
+    return ends.guest, ends.host
+
+
+TRANSPORTS: dict[str, Callable[[Rig], tuple[Channel, Channel]]] = {
+    "memory": memory_ends,
+    "zmq": zmq_ends,
+    "ring": rings,
+}
 DATA_VARIANTS = [f"{transport}/{medium}" for transport in ("call", *TRANSPORTS) for medium in ("ram", "file")]
 ALL_VARIANTS = [*DATA_VARIANTS, *(f"{transport}/null" for transport in ("call", *TRANSPORTS))]
 CHANNEL_VARIANTS = [variant for variant in DATA_VARIANTS if not variant.startswith("call/")]

@@ -1,6 +1,7 @@
 """What every ``NetworkPort`` promises, asked of a switch port directly and of one behind netvsc, channel and netvsp.
 
-One body, three variants: the call of a monolith, an in-process channel, a ZeroMQ channel over a socket file.
+One body, four variants: the call of a monolith, an in-process channel, a ZeroMQ channel over a socket file, rings in
+shared memory.
 """
 
 import shutil
@@ -13,14 +14,18 @@ import zmq
 
 from drivers.switch import Switch
 from partitions.child.inet import EchoReply, IpStack
-from partitions.child.netvsc import NetVsc
+from partitions.child.netvsc import MAX_SENDS, LentBuffer, NetVsc
 from partitions.parent.netvsp import NetVspSession
+from tests.rings import ring_ends
 from vmbus_emu.channel import ZmqChannel, channel_pair
 from vmbus_emu.device import DEFAULT_MTU, Status
 from vmbus_emu.loop import Loop
+from vmbus_emu.memory import PAGE, Lent
+from vmbus_emu.polling import Poller
 
 ALL = b"\xff" * 6
-RECEIVE_BYTES = 256 * 1024
+RECEIVE_BYTES, SEND_BYTES = 256 * 1024, 192 * 1024
+RECEIVE, SEND = 5, 6
 DEADLINE = 10.0
 
 
@@ -30,6 +35,12 @@ def mac(number):
 
 def frame(to, source, size=64, fill=0x5A):
     return to + source + b"\x08\x00" + bytes((fill,)) * (size - 14)
+
+
+def unshared():
+    """Buffers lent where no memory is shared, as the guest names them and as the host knows them."""
+    buffers = LentBuffer(RECEIVE, RECEIVE_BYTES, None), LentBuffer(SEND, SEND_BYTES, None)
+    return *buffers, {RECEIVE: Lent(RECEIVE_BYTES), SEND: Lent(SEND_BYTES)}
 
 
 class Lab:
@@ -43,8 +54,11 @@ class Lab:
         self.switch = Switch("s0")
         self.switch_ports = []
         self.channels = []
+        self.memories = []
         self.failures = []
         self.ports = []
+        self.poller = Poller(self.loop) if variant == "ring" else None
+        self.ring_pages = 16
 
     def plug(self, mtu=DEFAULT_MTU):
         number = len(self.ports)
@@ -54,22 +68,22 @@ class Lab:
         return self.ports[-1]
 
     def behind_vmbus(self, number, behind):
-        guest, host = self.memory_channel() if self.variant == "memory" else self.zmq_channel(number)
+        guest, host, receive, send, lent = getattr(self, f"{self.variant}_channel")(number)
         for end in (guest, host):
             end.on_failed = self.failures.append
             self.channels.append(end)
-        NetVspSession(host, behind, {5: RECEIVE_BYTES})
+        NetVspSession(host, behind, lent)
         adapter = NetVsc(self.loop, "nic0", self.failures.append)
-        up = adapter.attach(guest, 5, RECEIVE_BYTES)
+        up = adapter.attach(guest, receive, send)
         self.wait(lambda: up.done)
         assert up.result() is True
         return adapter
 
-    def memory_channel(self):
+    def memory_channel(self, number):
         ends = channel_pair()
         for end in ends:
             end.send = self.deliver_after(end)
-        return ends
+        return *ends, *unshared()
 
     def deliver_after(self, end):
         """A ``send`` that has the loop deliver: what a socket's readiness does on the other transport."""
@@ -87,7 +101,19 @@ class Lab:
         host, guest = ZmqChannel(self.loop, self.context), ZmqChannel(self.loop, self.context)
         host.bind(path)
         guest.connect(path)
-        return guest, host
+        return guest, host, *unshared()
+
+    def ring_channel(self, number):
+        ends = ring_ends(self.loop, self.poller, self.ring_pages)
+        self.memories.append(ends.memory)
+        buffers, lent = [], {}
+        for gpadl, nbytes in ((RECEIVE, RECEIVE_BYTES), (SEND, SEND_BYTES)):
+            half = nbytes // PAGE // 2
+            low, high = ends.buffers.take(half), ends.buffers.take(half)
+            pages = [*range(high, high + half), *range(low, low + half)]  # so that adjacent pages are no help
+            buffers.append(LentBuffer(gpadl, nbytes, ends.memory.guest.linear(pages)))
+            lent[gpadl] = Lent(nbytes, ends.memory.host.linear(pages))
+        return ends.guest, ends.host, *buffers, lent
 
     def keep(self, number):
         kept = []
@@ -104,14 +130,24 @@ class Lab:
     def close(self):
         for channel in self.channels:
             channel.close()
+        for memory in self.memories:
+            memory.close()
         self.context.destroy(linger=0)
         self.loop.close()
         shutil.rmtree(self.folder)
 
 
-@pytest.fixture(params=["direct", "memory", "zmq"])
+@pytest.fixture(params=["direct", "memory", "zmq", "ring"])
 def lab(request):
     made = Lab(request.param)
+    yield made
+    made.close()
+    assert made.failures == []
+
+
+@pytest.fixture
+def ring_lab():
+    made = Lab("ring")
     yield made
     made.close()
     assert made.failures == []
@@ -198,6 +234,40 @@ def test_every_frame_of_a_burst_arrives_or_is_counted_and_busy_ends_with_on_read
     assert pair.ports[0].stats().tx_frames == wanted
     if not arrived.stats().rx_drops:
         assert [data[-1] for data in kept] == [number & 255 for number in range(wanted)], "in order"
+
+
+def test_a_full_ring_is_busy_and_ends_with_on_ready(ring_lab):
+    ring_lab.ring_pages = 2
+    ring_lab.plug()
+    ring_lab.ring_pages = 16
+    ring_lab.plug()
+    kept = ring_lab.keep(1)
+    wanted, sent, outstanding = 1000, 0, []
+
+    def send():
+        nonlocal sent
+        while sent < wanted:
+            if ring_lab.ports[0].transmit(frame(mac(1), mac(0), 100, sent & 255)) is Status.BUSY:
+                outstanding.append(ring_lab.ports[0].stats().outstanding)
+                return
+            sent += 1
+
+    ring_lab.ports[0].connect(lambda data: True, send)
+    send()
+    ring_lab.wait(lambda: sent == wanted and len(kept) + ring_lab.switch_ports[1].stats().rx_drops == wanted)
+    assert outstanding[0] < MAX_SENDS, "the ring was full before the credit ended"
+
+
+def test_on_rings_payload_is_copied_nowhere_but_in_the_lent_buffers(ring_lab):
+    for _ in range(2):
+        ring_lab.plug()
+    kept = ring_lab.keep(1)
+    copies = [channel.copies for channel in ring_lab.channels[::2]]
+    for number in range(100):
+        assert ring_lab.ports[0].transmit(frame(mac(1), mac(0), 1514, number)) is Status.OK
+        ring_lab.wait(lambda number=number: len(kept) == number + 1)
+    assert [data[-1] for data in kept] == list(range(100))
+    assert [channel.copies for channel in ring_lab.channels[::2]] == copies
 
 
 def test_a_receiver_that_refuses_is_counted(pair):

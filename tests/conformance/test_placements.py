@@ -1,4 +1,5 @@
-"""What every placement promises a user: one body over the documented API, asked of all three architectures.
+"""What every placement promises a user: one body over the documented API, asked of all three architectures, and of
+both transports where there are channels.
 
 The workload cannot tell where its driver lives; so the same lines must do the same things everywhere. What differs,
 who shares a process with whom, is asked in ``tests/process``.
@@ -19,7 +20,14 @@ from vmbus_emu.client import Machine, MachineError, NotRunning
 from vmbus_emu.runfolder import BASE_VARIABLE, list_machines
 from vmbus_emu.topology import TopologyErrors
 
-PLACEMENTS = ("monolithic", "microkernel", "disaggregated")
+PLACEMENTS = (
+    {"arch": "monolithic"},
+    {"arch": "microkernel"},
+    {"arch": "microkernel", "transport": "ring"},
+    {"arch": "disaggregated"},
+    {"arch": "disaggregated", "transport": "ring"},
+)
+NAMES = ["-".join(placement.values()) for placement in PLACEMENTS]
 MIB = 1 << 20
 
 
@@ -37,24 +45,26 @@ def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert not left
 
 
-@pytest.fixture(params=PLACEMENTS)
+@pytest.fixture(params=PLACEMENTS, ids=NAMES)
 def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
     """Three VMs with a disk of 4 MiB each, up."""
     vms = [{"name": f"vm{number}", "disk": [{"ram": "4MiB"}]} for number in (1, 2, 3)]
-    with Machine({"name": "lab", "arch": request.param, "vm": vms}) as running:
+    with Machine({"name": "lab", "vm": vms, **request.param}) as running:
         yield running
 
 
-@pytest.mark.parametrize("arch", PLACEMENTS)
-def test_a_machine_is_there_inside_the_with_and_gone_after_it(arch: str, base: Path) -> None:
-    with Machine({"name": "lab", "arch": arch}) as m:
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=NAMES)
+def test_a_machine_is_there_inside_the_with_and_gone_after_it(placement: dict[str, str], base: Path) -> None:
+    with Machine({"name": "lab", **placement}) as m:
         m.vm("vm1").disk.write(0, b"hello".ljust(512))
         m.vm("vm1").disk.flush()
         assert m.vm("vm1").disk.read(0, 5) == b"hello"
         result = m.exec("vm1", "ping -c 3 -i 0.01 vm2")
         assert result.status == 0
         assert b"3 packets transmitted, 3 received, 0% packet loss" in result.stdout
-        assert m.info()["arch"] == arch
+        assert m.info()["arch"] == placement["arch"]
+        assert m.ps(window=0)["transport"] == ("call" if placement["arch"] == "monolithic" else
+                                               placement.get("transport", "zmq"))
     assert list(base.iterdir()) == []
     with pytest.raises(NotRunning):
         m.info()

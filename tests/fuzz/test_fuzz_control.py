@@ -15,7 +15,7 @@ import pytest
 from partitions.parent.provider import Provider
 from partitions.parent.vsplink import FIRST_PARTITION_PORT, TO_PROVIDER, TO_VSP, dispatch, encode
 from vmbus_emu import lifeline
-from vmbus_emu.channel import PACKET_TYPES, decode_packet
+from vmbus_emu.channel import decode_packet
 from vmbus_emu.lifeline import Lifeline
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine import intake
@@ -24,6 +24,7 @@ from vmbus_emu.machine.figures import process_row
 from vmbus_emu.machine.supervisor import Process
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol import vmbus as wire
+from vmbus_emu.protocol.packets import PACKET_TYPES
 from vmbus_emu.protocol.vmbus import NEWEST
 from vmbus_emu.vmbus.gpadl import contiguous, encode_gpadl
 
@@ -251,15 +252,21 @@ class Vsp:
         else:
             self.late.append(answer)
 
-    def open(self, key: int, ticket: int, pid: int, openid: int) -> None:
+    def open(self, key: int, ticket: int, pid: int, openid: int, *ring: int) -> None:
         self.pids.add(pid)
         self.answer(lambda: self.face.opened(key, ticket, self.rng.random() < 0.9))
 
     def close(self, key: int, ticket: int) -> None:
         self.answer(lambda: self.face.closed(key, ticket))
 
-    def accept_gpadl(self, key: int, gpadl: int, ticket: int, nbytes: int) -> None:
+    def accept_gpadl(self, key: int, gpadl: int, ticket: int, nbytes: int, *shared: object) -> None:
         self.answer(lambda: self.face.gpadl_accepted(key, gpadl, ticket, True))
+
+    def gpadl_pages(self, key: int, gpadl: int, part: bytes) -> None:
+        """Part of a longer list; the whole asks for an answer."""
+
+    def partition_gone(self, partition: int) -> None:
+        """Wants no answer."""
 
     def tear_down_gpadl(self, key: int, gpadl: int, ticket: int) -> None:
         self.answer(lambda: self.face.gpadl_torn_down(key, gpadl, ticket))
@@ -328,7 +335,7 @@ class Patient(Vsp):
     def answer(self, answer: Callable[[], Any]) -> None:
         answer()
 
-    def open(self, key: int, ticket: int, pid: int, openid: int) -> None:
+    def open(self, key: int, ticket: int, pid: int, openid: int, *ring: int) -> None:
         self.pids.add(pid)
         self.face.opened(key, ticket, True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +17,26 @@ import msgpack
 import pytest
 
 from vmbus_emu.hypervisor.calls import CALLS, execute
-from vmbus_emu.hypervisor.core import Deliver, Effect, HandOut, Hypervisor, PowerOff, PowerOn, Raise, Reply
+from vmbus_emu.hypervisor.core import (
+    Deliver,
+    Effect,
+    HandDoorbell,
+    HandOut,
+    Hypervisor,
+    PowerOff,
+    PowerOn,
+    Raise,
+    Reply,
+)
 from vmbus_emu.hypervisor.process import HypervisorProcess
 from vmbus_emu.hypervisor.tables import Grant, PartitionState, Vp
 from vmbus_emu.protocol import hypercall as hv
-from vmbus_emu.protocol.hypercall import Code, HvStatus, control_word
+from vmbus_emu.protocol.hypercall import Code, HvStatus, PortType, control_word
 
 Fuzz = Callable[[int], Iterator[int]]
 ROOT: Vp = (hv.PARTITION_ROOT, 0)
-GPA, PAGES = 1 << 32, 16
+#: Two regions of I/O memory: guest-physical address -> pages.
+REGIONS = {1 << 32: 16, 1 << 33: 1}
 
 
 def partition_id(rng: random.Random) -> int:
@@ -47,10 +59,10 @@ def arguments(rng: random.Random, code: int) -> bytes:
         case Code.GET_PARTITION_PROPERTY:
             return hv.GET_PROPERTY.pack(first, rng.choice((*hv.Property, 0, rng.getrandbits(32))))
         case Code.MAP_GPA_PAGES | Code.UNMAP_GPA_PAGES:
-            gpa = GPA + 4096 * rng.choice((-1, 0, 1, 15, 16)) + rng.choice((0, 0, 0, 1))
-            pages = rng.choice((0, 1, 2, 16, 17, 0xFFFFFFFF))
+            gpa = rng.choice(list(REGIONS)) + 4096 * rng.choice((-1, 0, 0, 1, 15)) + rng.choice((0, 0, 0, 1))
+            pages = rng.choice((0, 1, 2, 15, 16, 16, 17, 0xFFFFFFFF))
             if rng.random() < 0.4:
-                return hv.GRANT.pack(first, 1, GPA, 1, 3)  # as be_polite granted it
+                return hv.GRANT.pack(first, 1, 1 << 32, 16, 3)  # as be_polite granted it
             return hv.GRANT.pack(first, partition_id(rng), gpa, pages, rng.choice((0, 1, 2, 3, 4)))
         case Code.DELETE_PORT:
             return hv.DELETE_PORT.pack(first, number(rng), 0)
@@ -64,8 +76,9 @@ def arguments(rng: random.Random, code: int) -> bytes:
             return hv.SIGNAL_EVENT.pack(number(rng), rng.choice((0, 1, 2047, 65535)), 0)
         case Code.CREATE_PORT:
             return hv.CREATE_PORT.pack(
-                first, number(rng), 0, 0, 0, partition_id(rng), rng.choice((1, 1, 2, 2, 3)), 0, rng.choice((2, 15, 16)),
-                rng.choice((0, 1, hv.VP_ANY)), rng.choice((0, 2047, 65535)), rng.choice((0, 1, 2048, 65535)), 0, 0)
+                first, number(rng), 0, 0, 0, partition_id(rng), rng.choice((1, 1, 2, 2, 3, 4, 4)), 0,
+                rng.choice((2, 15, 16)), rng.choice((0, 1, hv.VP_ANY)),
+                rng.choice((0, 2047, 65535)), rng.choice((0, 1, 2048, 65535)), 0, 0)
         case Code.CONNECT_PORT:
             return hv.CONNECT_PORT.pack(first, number(rng), 0, partition_id(rng), number(rng), b"", 0)
         case Code.START_VIRTUAL_PROCESSOR:
@@ -114,12 +127,16 @@ class World:
             self.ask(ROOT, Code.CREATE_PORT, hv.CREATE_PORT.pack(owner, port, 0, 0, 0, peer, 1, 0, 2, 0, 0, 0, 0, 0))
             self.ask(ROOT, Code.CONNECT_PORT, hv.CONNECT_PORT.pack(peer, port, 0, owner, port, b"", 0))
         events = hv.CREATE_PORT.pack(1, child + 100, 0, 0, 0, child, 2, 0, 2, 0, 0, 2, 0, 0)
+        doorbell = hv.CREATE_PORT.pack(1, child + 200, 0, 0, 0, child, 4, 0, 0, 0, 0, 0, 0, 0)
         self.ask(ROOT, Code.CREATE_PORT, events)
+        self.ask(ROOT, Code.CREATE_PORT, doorbell)
         self.ask(ROOT, Code.CONNECT_PORT, hv.CONNECT_PORT.pack(child, 3, 0, 1, child + 100, b"", 0))
+        self.ask(ROOT, Code.CONNECT_PORT, hv.CONNECT_PORT.pack(child, 2, 0, 1, child + 200, b"", 0))
         self.ask(ROOT, Code.INITIALIZE_PARTITION, hv.PARTITION_ID.pack(child))
         self.hypervisor.bind((child, 0), next(self.pids))
-        self.hypervisor.add_memory(child, GPA, PAGES)
-        self.ask(ROOT, Code.MAP_GPA_PAGES, hv.GRANT.pack(child, 1, GPA, 1, 3))
+        for gpa, pages in REGIONS.items():
+            self.hypervisor.add_memory(child, gpa, pages)
+        self.ask(ROOT, Code.MAP_GPA_PAGES, hv.GRANT.pack(child, 1, 1 << 32, 16, 3))
 
     def ask(self, caller: Vp, code: int, block: bytes) -> bytes:
         (reply,) = (e for e in self.execute(caller, control_word(code), block) if isinstance(e, Reply))
@@ -152,7 +169,8 @@ class World:
     def structure(self) -> list[Any]:
         """Everything but the counters of buffers in use."""
         return [
-            (p.number, p.parent, p.privileges, p.state, dict(p.vps), list(p.ports), dict(p.connections), p.starting)
+            (p.number, p.parent, p.privileges, p.state, dict(p.vps), [(n, port.taken) for n, port in p.ports.items()],
+             dict(p.connections), dict(p.memory), p.starting)
             for p in self.hypervisor.partitions.values()
         ] + [self.hypervisor.next_partition, set(self.hypervisor.grants), dict(self.hypervisor.starters)]
 
@@ -177,6 +195,7 @@ class World:
             assert {e.vp[0] for e in effects if isinstance(e, Deliver | Raise)} <= owners
         elif any(e.status is not HvStatus.SUCCESS for e in effects if isinstance(e, Reply)):
             assert self.structure() == before, "a refused call changed something"
+        assert later or isinstance(effects[-1], Reply), "a descriptor must not come after the reply"
         self.check(effects)
         return effects
 
@@ -196,16 +215,23 @@ class World:
                     assert hypervisor.partitions[ended].state is PartitionState.FINALIZED
                 case HandOut(grant):
                     assert grant in hypervisor.grants
+                case HandDoorbell(owner, number, connecting, connection):
+                    assert hypervisor.partitions[owner].ports[number].kind is PortType.DOORBELL
+                    assert hypervisor.partitions[connecting].connections[connection] == (owner, number)
                 case Reply(_, _, status, _):
                     assert status in HvStatus
         new = set(hypervisor.partitions) - self.known
         assert all(n == max(self.known) + 1 for n in new), "an id came back, or one was skipped"
         self.known |= new
         assert hv.PARTITION_ROOT in hypervisor.partitions
+        connected = Counter(to for partition in hypervisor.partitions.values() for to in partition.connections.values())
         for partition in hypervisor.partitions.values():
             for port in partition.ports.values():
                 assert 0 <= port.in_use <= hv.MESSAGE_BUFFERS_PER_PORT
                 assert len(port.pending_flags) <= port.flag_count
+                if port.kind is PortType.DOORBELL:
+                    assert connected[partition.number, port.number] == port.taken
+                    assert (port.in_use, port.pending_flags, port.vp) == (0, set(), 0)
             for owner, target in partition.connections.values():
                 assert hypervisor.partitions[owner].ports[target].connection_partition == partition.number
             if partition.state is PartitionState.FINALIZED:
@@ -216,7 +242,7 @@ class World:
     def check_grant(self, grant: Grant) -> None:
         assert {grant.owner, grant.grantee} <= set(self.hypervisor.partitions)
         assert grant.owner != grant.grantee
-        assert GPA <= grant.gpa < grant.gpa + grant.pages * hv.PAGE <= GPA + PAGES * hv.PAGE
+        assert REGIONS[grant.gpa] == grant.pages
 
 
 def test_no_call_breaks_an_invariant_and_every_call_has_one_reply(fuzz: Fuzz) -> None:

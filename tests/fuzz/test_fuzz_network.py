@@ -1,33 +1,39 @@
 """Bytes that nobody meant, at every place of the network path that a peer's bytes reach.
 
-Each case has its own seed, named in the assertion, so that a failure is repeated by that seed alone.
+Each case has its own seed, named in the assertion, so that a failure is repeated by that seed alone. (Where a thread
+rewrites memory while it is read the seed is not all there is to it.)
 """
 
+import contextlib
 import random
+import sys
+import threading
 
 import pytest
 
 from drivers.switch import Switch
 from partitions.child import inet_formats as formats
 from partitions.child.inet import EchoReply, IpStack
-from partitions.child.netvsc import NetVsc
+from partitions.child.netvsc import LentBuffer, NetVsc
 from partitions.parent.netvsp import NetVspSession, State
-from vmbus_emu.channel import (
+from tests.rings import ring_ends
+from vmbus_emu.channel import channel_pair, deliver_all
+from vmbus_emu.device import PortInfo, Status
+from vmbus_emu.loop import Loop
+from vmbus_emu.memory import PAGE, Lent
+from vmbus_emu.polling import Poller
+from vmbus_emu.protocol import nvsp, rndis
+from vmbus_emu.protocol.packets import (
     COMPLETION,
     COMPLETION_REQUESTED,
     GPA_DIRECT,
     IN_BAND,
     PACKET_TYPES,
     TRANSFER_PAGES,
-    channel_pair,
-    deliver_all,
 )
-from vmbus_emu.device import PortInfo, Status
-from vmbus_emu.loop import Loop
-from vmbus_emu.protocol import nvsp, rndis
 
 MAC, OTHER, THIRD = (bytes((2, 0, 0, 0, 0, number)) for number in (1, 2, 3))
-GPADL, SEND_GPADL, RECEIVE_BYTES = 5, 6, 32 * 1806
+GPADL, SEND_GPADL, RECEIVE_BYTES, SEND_BYTES = 5, 6, 32 * 1806, 4 * nvsp.SECTION_BYTES
 FRAME = OTHER + MAC + b"\x08\x00" + bytes(60)
 EDGES = (0, 1, 2, 7, 8, 36, 44, 0x7FFFFFFF, 0x80000000, 0xFFFFFFDB, 0xFFFFFFF8, 0xFFFFFFFF)
 
@@ -149,6 +155,106 @@ def test_internet_formats_take_any_bytes(fuzz):
         formats.parse_arp(mutated(rng, formats.pack_arp(1, MAC, bytes(4), bytes(6), bytes(4))))
 
 
+# -- the channel between them ---------------------------------------------------------------------------
+
+
+class Pipe:
+    """A channel that carries everything, and what the guest has lent to its other end."""
+
+    def __init__(self, loop):
+        self.guest, self.host = channel_pair()
+        self.lent = {GPADL: Lent(RECEIVE_BYTES), SEND_GPADL: Lent(SEND_BYTES)}
+        self.receive, self.send = LentBuffer(GPADL, RECEIVE_BYTES, None), LentBuffer(SEND_GPADL, SEND_BYTES, None)
+
+    def deliver(self):
+        deliver_all(self.guest, self.host)
+
+    def from_guest(self, packet):
+        self.guest.send(*packet)
+
+    def from_host(self, packet_type, flags, transaction_id, message, data):
+        self.host.send(packet_type, flags, transaction_id, message, None if data is None else b"".join(data))
+
+    def close(self):
+        pass
+
+
+class Rings:
+    """The same in shared memory. What a ring cannot carry at all is in-band here: tests of the ring have the rest."""
+
+    def __init__(self, loop):
+        self.loop = loop
+        self.ends = ring_ends(loop, loop.poller or Poller(loop), 3, buffer_pages=40, reserve_pages=16)
+        self.guest, self.host = self.ends.guest, self.ends.host
+        memory, self.lent, mine = self.ends.memory, {}, []
+        for gpadl, nbytes in ((GPADL, RECEIVE_BYTES), (SEND_GPADL, SEND_BYTES)):
+            count = -(-nbytes // PAGE)
+            first = self.ends.buffers.take(count)
+            pages = range(first, first + count)
+            mine.append(LentBuffer(gpadl, nbytes, memory.guest.linear(pages)[:nbytes]))
+            self.lent[gpadl] = Lent(nbytes, memory.host.linear(pages)[:nbytes])
+        self.receive, self.send = mine
+
+    def deliver(self):
+        for _ in range(1000):
+            self.loop.step(0.0)
+            if not any(not end.closed and (end.touched or end.has_news()) for end in (self.guest, self.host)):
+                return
+        raise AssertionError("the rings do not come to rest")
+
+    def from_guest(self, packet):
+        packet_type, flags, transaction_id, message, data = packet
+        self.guest.send(ring_type(packet_type, message), flags, transaction_id, message, data)
+
+    def from_host(self, packet_type, flags, transaction_id, message, data):
+        """``data`` goes to the places that :func:`host_packet` names."""
+        for at, part in enumerate(data or ()):
+            self.lent[GPADL].memory[1806 * at : 1806 * at + len(part)] = part
+        if packet_type != GPA_DIRECT:
+            self.host.send(ring_type(packet_type, message), flags, transaction_id, message)
+
+    def close(self):
+        self.ends.close()
+
+
+def ring_type(packet_type, message):
+    fits = len(message) >= 8 and 8 + 8 * int.from_bytes(message[4:8], "little") <= len(message)
+    return packet_type if packet_type != TRANSFER_PAGES or fits else IN_BAND
+
+
+@contextlib.contextmanager
+def linked(transport, loop):
+    link = transport(loop)
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+@contextlib.contextmanager
+def rewriting(contents, *memories):
+    """A thread that rewrites ``memories`` piece by piece, with one of ``contents`` after the other."""
+    done = threading.Event()
+
+    def rewrite():
+        while not done.is_set():
+            for content in contents:
+                for memory in memories:
+                    for at in range(0, len(content), 40):
+                        memory[at : at + len(content[at : at + 40])] = content[at : at + 40]
+
+    thread = threading.Thread(target=rewrite)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+
+
 # -- a guest against the parent -------------------------------------------------------------------------
 
 
@@ -163,14 +269,14 @@ class Host:
         self.healthy.connect(lambda frame: self.seen.append(bytes(frame)) is None)
 
     def guest(self, name, mac):
-        near, far = channel_pair()
-        NetVspSession(far, self.switch.port(name, mac), {GPADL: RECEIVE_BYTES})
+        link = Pipe(self.loop)
+        NetVspSession(link.host, self.switch.port(name, mac), link.lent)
         adapter = NetVsc(self.loop, name, lambda line: None)
-        up = adapter.attach(near, GPADL, RECEIVE_BYTES)
-        self.ends = (near, far)
+        up = adapter.attach(link.guest, link.receive)
+        self.ends = (link.guest, link.host)
         while not up.done:
             self.loop.step(0.0)
-            deliver_all(near, far)
+            deliver_all(*self.ends)
         assert up.result() is True
         return adapter
 
@@ -223,58 +329,101 @@ def random_packet(rng):
     return packet_type, rng.randrange(2), transaction_id, message, data if packet_type == GPA_DIRECT else None
 
 
+@pytest.mark.parametrize("transport", [Pipe, Rings])
 @pytest.mark.parametrize("reached", [State.INIT, *(step[0] for step in HANDSHAKE)], ids=str)
-def test_a_guest_may_send_anything_in_any_state_and_nobody_else_notices(fuzz, host, reached):
+def test_a_guest_may_send_anything_in_any_state_and_nobody_else_notices(fuzz, host, reached, transport):
     survived = failed = 0
-    for rng, seed in cases(fuzz, f"netvsp {reached}", 1000):
-        near, far = channel_pair()
-        failures = []
-        far.on_failed = failures.append
-        port = host.switch.port("hostile", MAC)
-        session = NetVspSession(far, port, {GPADL: RECEIVE_BYTES, SEND_GPADL: 4 * nvsp.SECTION_BYTES})
-        replies = []
-        near.on_packet = lambda *packet, replies=replies: replies.append(packet)
-        for step, packet_type, message, data in HANDSHAKE if reached is not State.INIT else ():
-            near.send(packet_type, COMPLETION_REQUESTED, 1000, message, data)
-            if step == reached:
-                break
-        deliver_all(far)
-        assert failures == [], seed
-        for _ in range(rng.randrange(1, 12)):
-            near.send(*random_packet(rng))
-            if rng.random() < 0.3:
-                host.healthy.transmit(rng.choice((MAC, b"\xff" * 6)) + OTHER + b"\x08\x00" + rng.randbytes(40))
-                deliver_all(*host.ends)
-            deliver_all(near, far)
-        assert len(failures) <= 1, seed
-        assert (far.failed is not None) == bool(failures), seed
-        stats = session.stats()
-        assert 0 <= stats.lent <= 256, seed
-        assert stats.waiting <= 64, seed
-        survived += not failures
-        failed += bool(failures)
-        session.close()
-        host.switch.remove(port)
-        host.check(seed)
+    for rng, seed in cases(fuzz, f"netvsp {reached}", 1000 if transport is Pipe else 500):
+        with linked(transport, host.loop) as link:
+            failures = []
+            link.host.on_failed = failures.append
+            port = host.switch.port("hostile", MAC)
+            session = NetVspSession(link.host, port, link.lent)
+            if link.send.memory is not None:
+                for at in range(0, SEND_BYTES, nvsp.SECTION_BYTES):
+                    content = rng.choice((DATA_SEEDS[1], rng.choice(DATA_SEEDS), mutated(rng, DATA_SEEDS[1])))
+                    link.send.memory[at : at + len(content)] = content
+            for step, packet_type, message, data in HANDSHAKE if reached is not State.INIT else ():
+                link.from_guest((packet_type, COMPLETION_REQUESTED, 1000, message, data))
+                if step == reached:
+                    break
+            link.deliver()
+            assert failures == [], seed
+            for _ in range(rng.randrange(1, 12)):
+                link.from_guest(random_packet(rng))
+                if rng.random() < 0.3:
+                    host.healthy.transmit(rng.choice((MAC, b"\xff" * 6)) + OTHER + b"\x08\x00" + rng.randbytes(40))
+                    deliver_all(*host.ends)
+                link.deliver()
+            assert len(failures) <= 1, seed
+            assert (link.host.failed is not None) == bool(failures), seed
+            stats = session.stats()
+            assert 0 <= stats.lent <= 256, seed
+            assert stats.waiting <= 64, seed
+            survived += not failures
+            failed += bool(failures)
+            session.close()
+            host.switch.remove(port)
+            host.check(seed)
     if survived + failed < 300:
         return  # too few to say something about the generator
     assert failed > 0
     assert survived > 0 or reached in (State.INIT, State.CONFIG, State.NDIS_VERSION, State.RECEIVE_BUFFER)
 
 
+def test_a_guest_that_rewrites_what_is_being_read_sends_in_nobody_elses_name(fuzz):
+    frames = [FRAME, FRAME[:6] + OTHER + FRAME[12:], MAC + MAC + bytes(400), bytes(14)]
+    contents = [*(rndis.pack_frame(frame) * 8 for frame in frames), b"\xff" * 800, rndis.pack_frame(FRAME)]
+    arrived = 0
+
+    def receive(frame):
+        nonlocal arrived
+        arrived += 1
+        assert frame[6:12] == MAC
+        assert type(memoryview(frame).obj) is bytes, "what is handed on is in nobody's reach"
+        return True
+
+    loop = Loop()
+    try:
+        with linked(Rings, loop) as link:
+            switch = Switch("s0")
+            session = NetVspSession(link.host, switch.port("hostile", MAC), link.lent)
+            switch.port("peer", OTHER).connect(receive)
+            for _, packet_type, message, data in HANDSHAKE[:-1]:
+                link.from_guest((packet_type, COMPLETION_REQUESTED, 1000, message, data))
+            link.deliver()
+            pages = link.ends.buffers.allocate(nvsp.SECTION_BYTES)
+            with rewriting(contents, link.send.memory, pages):
+                asked = 0
+                for rng, seed in cases(fuzz, "rewritten sections", 1000):
+                    asked += 1
+                    size = rng.choice((118, 118 * 8, 1000))
+                    described = GPA_DIRECT, 1, 7, nvsp.DATA_PACKET, pages[:size]
+                    in_section = IN_BAND, 1, 8, nvsp.pack_in_section(0, size), None
+                    link.from_guest(rng.choice((described, in_section)))
+                    link.deliver()
+                    assert link.host.failed is None, seed
+            assert link.guest.copies == 2, "the two control messages: what was described was read in its place"
+            assert session.stats().tx_frames == arrived
+            assert asked < 300 or (arrived and session.stats().tx_spoofed and session.stats().invalid_rndis)
+    finally:
+        loop.close()
+
+
 # -- a host against the guest ---------------------------------------------------------------------------
 
 
 def host_packet(rng):
+    """Like :func:`random_packet`, but mostly transfer pages; the data is a list of parts, 1806 bytes apart."""
     if rng.random() < 0.6:
         messages = [rng.choice((*DATA_SEEDS, *CONTROL_SEEDS)) for _ in range(rng.randrange(1, 4))]
         messages = [mutated(rng, message) if rng.random() < 0.5 else message for message in messages]
         pages = nvsp.pack_ranges([(len(message), 1806 * at) for at, message in enumerate(messages)], rng.randrange(2))
         if rng.random() < 0.2:
             pages = mutated(rng, pages)
-        return TRANSFER_PAGES, rng.randrange(2), rng.randrange(4), pages, b"".join(messages)
+        return TRANSFER_PAGES, rng.randrange(2), rng.randrange(4), pages, messages
     packet_type, flags, _, message, data = random_packet(rng)
-    return packet_type, flags, rng.randrange(1, 40), message, data
+    return packet_type, flags, rng.randrange(1, 40), message, None if data is None else [data]
 
 
 HANDSHAKE_ROUNDS = 8
@@ -285,14 +434,15 @@ def test_a_host_may_send_anything_to_an_adapter_at_any_step(fuzz, rounds):
     loop = Loop()
     try:
         for rng, seed in cases(fuzz, f"netvsc {rounds}", 1000):
-            near, far = channel_pair()
+            link = Pipe(loop)
+            near, far = link.guest, link.host
             failures = []
             near.on_failed = failures.append
             adapter = NetVsc(loop, "nic0", lambda line: None)
             adapter.connect(lambda frame: True, lambda: None)
             switch = Switch("s0")
-            NetVspSession(far, switch.port("vm", MAC), {GPADL: RECEIVE_BYTES})
-            up = adapter.attach(near, GPADL, RECEIVE_BYTES)
+            NetVspSession(far, switch.port("vm", MAC), link.lent)
+            up = adapter.attach(near, link.receive)
             for _ in range(rounds):
                 loop.step(0.0)
                 deliver_all(near, far)
@@ -300,7 +450,7 @@ def test_a_host_may_send_anything_to_an_adapter_at_any_step(fuzz, rounds):
             far.on_packet = lambda *packet: None
             for _ in range(rng.randrange(1, 12)):
                 adapter.transmit(FRAME)
-                far.send(*host_packet(rng))
+                link.from_host(*host_packet(rng))
                 near.deliver()
                 loop.step(0.0)
             assert len(failures) <= 1, seed
@@ -309,6 +459,74 @@ def test_a_host_may_send_anything_to_an_adapter_at_any_step(fuzz, rounds):
                 loop.step(0.0)
             assert up.done, seed
             assert adapter.stats().outstanding == 0, seed
+    finally:
+        loop.close()
+
+
+def test_a_host_may_send_anything_on_a_ring_to_an_adapter_at_any_step(fuzz):
+    loop = Loop()
+    up_before = failed = asked = 0
+    try:
+        for rng, seed in cases(fuzz, "netvsc ring", 3000):
+            asked += 1
+            with linked(Rings, loop) as link:
+                failures = []
+                link.guest.on_failed = failures.append
+                adapter = NetVsc(loop, "nic0", lambda line: None)
+                adapter.connect(lambda frame: True, lambda: None)
+                NetVspSession(link.host, Switch("s0").port("vm", MAC), link.lent)
+                up = adapter.attach(link.guest, link.receive, link.send)
+                for _ in range(rng.choice((*range(30), 100))):
+                    loop.step(0.0)
+                up_before += up.done
+                link.host.on_packet = lambda *packet: None
+                for _ in range(rng.randrange(1, 12)):
+                    adapter.transmit(FRAME)
+                    link.from_host(*host_packet(rng))
+                    link.deliver()
+                assert len(failures) <= 1, seed
+                failed += bool(failures)
+                adapter.detach()
+                for _ in range(3):
+                    loop.step(0.0)
+                assert up.done, seed
+                assert adapter.stats().outstanding == 0, seed
+    finally:
+        loop.close()
+    assert asked < 300 or (0 < up_before < asked and 0 < failed < asked)
+
+
+def test_a_host_that_rewrites_the_receive_buffer_while_it_is_read_hands_over_nothing_it_can_change(fuzz):
+    incoming = MAC + OTHER + b"\x08\x00" + bytes(60)
+    contents = [rndis.pack_frame(incoming) * 8, b"\xff" * 800, rndis.pack_frame(incoming[:14]) * 10]
+    arrived = []
+
+    def receive(frame):
+        assert len(frame) >= 14
+        assert type(frame.obj) is bytes, "what is handed on is in nobody's reach"
+        arrived.append(len(frame))
+        return True
+
+    loop = Loop()
+    try:
+        with linked(Rings, loop) as link:
+            adapter = NetVsc(loop, "nic0", lambda line: None)
+            adapter.connect(receive)
+            NetVspSession(link.host, Switch("s0").port("vm", MAC), link.lent)
+            up = adapter.attach(link.guest, link.receive, link.send)
+            while not up.done:
+                link.deliver()
+            link.host.on_packet = lambda *packet: None
+            with rewriting(contents, link.lent[GPADL].memory):
+                asked = 0
+                for rng, seed in cases(fuzz, "rewritten receive buffer", 1000):
+                    asked += 1
+                    ranges = [(rng.choice((118, 118 * 8, 58)), 0) for _ in range(rng.randrange(1, 4))]
+                    link.host.send(TRANSFER_PAGES, 1, 1, nvsp.pack_ranges(ranges, nvsp.DATA_CHANNEL))
+                    link.deliver()
+                    assert link.guest.failed is None, seed
+            assert adapter.stats().rx_frames == len(arrived)
+            assert asked < 300 or (arrived and adapter.malformed)
     finally:
         loop.close()
 

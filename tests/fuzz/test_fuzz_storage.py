@@ -14,19 +14,11 @@ from drivers.workers import IoWorkers
 from partitions.child.storvsc import StorVsc
 from partitions.parent import scsi_target
 from partitions.parent.storvsp import StorVspSession
-from vmbus_emu.channel import (
-    COMPLETION,
-    COMPLETION_REQUESTED,
-    GPA_DIRECT,
-    IN_BAND,
-    PACKET_TYPES,
-    MemoryChannel,
-    channel_pair,
-    deliver_all,
-)
+from vmbus_emu.channel import MemoryChannel, channel_pair, deliver_all
 from vmbus_emu.device import BlockInfo, BlockRequest, Op, Status
 from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import scsi, vstor
+from vmbus_emu.protocol.packets import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, PACKET_TYPES
 from vmbus_emu.protocol.vstor import Direction, Operation
 
 Fuzz = Callable[[int], Iterator[int]]
@@ -142,7 +134,7 @@ class Neighbours:
     def __init__(self) -> None:
         self.fd = os.memfd_create("fuzz", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, INFO.size_bytes)
-        self.disk = FileDisk(self.fd, INFO, IoWorkers(lambda callback, *args: callback(*args)), memory=True)
+        self.disk = FileDisk(self.fd, INFO, IoWorkers(Loop()), memory=True)
         self.victim, victim_end = channel_pair()
         self.good, good_end = channel_pair()
         self.session = StorVspSession(victim_end, self.disk)
@@ -218,7 +210,7 @@ def test_a_vsc_survives_any_server(fuzz: Fuzz) -> None:
         if honest:      # an honest handshake first, so that the noise meets outstanding requests
             fd = os.memfd_create("fuzz", os.MFD_CLOEXEC)
             os.ftruncate(fd, INFO.size_bytes)
-            StorVspSession(server, FileDisk(fd, INFO, IoWorkers(loop.call_soon_threadsafe), memory=True))
+            StorVspSession(server, FileDisk(fd, INFO, IoWorkers(loop), memory=True))
         attached = vsc.attach(guest)
         for _ in range(40 if honest else rng.randint(0, 6)):
             turn(loop)

@@ -14,10 +14,10 @@ from vmbus_emu.topology import data as data
 
 Fuzz = Callable[[int], Iterator[int]]
 WORDS = (
-    "name", "arch", "transport", "policy", "hardware", "vm", "switch", "role", "memory", "integration_services",
+    "name", "arch", "transport", "poll", "policy", "hardware", "vm", "switch", "role", "memory", "integration_services",
     "address", "vmbus_version", "disk", "nic", "file", "ram", "null", "read_only", "size", "mac", "model", "parent",
-    "child", "vm1", "vm2", "s0", "microkernel", "monolithic", "zmq", "ring", "restart", "16MiB", "512", "10.0.0.1",
-    "00:15:5d:00:00:01", "4.0", "a.img", "", "x" * 100, "\0", "\n", "..", "/", "=",
+    "child", "vm1", "vm2", "s0", "microkernel", "monolithic", "zmq", "ring", "never", "restart", "16MiB", "512",
+    "10.0.0.1", "00:15:5d:00:00:01", "4.0", "a.img", "", "x" * 100, "\0", "\n", "..", "/", "=",
 )
 TEMPLATE = """name = "lab"
 [policy]
@@ -64,7 +64,8 @@ def likely_document(rng: random.Random) -> dict[str, Any]:
         }
         for _ in range(rng.randrange(4))
     ]
-    return {"vm": vms, "switch": [{"name": "s0"}], "policy": table("parent", "child"), **table("name", "arch", "role")}
+    return {"vm": vms, "switch": [{"name": "s0"}], "policy": table("parent", "child"),
+            **table("name", "arch", "transport", "poll", "role")}
 
 
 def outcome(make: Callable[[], Topology]) -> Topology | list[str]:
@@ -85,6 +86,8 @@ def check(document: dict[str, Any], flags: Overrides) -> bool:
             assert "; " in line, line
         return False
     assert Topology.from_dict(topology.to_dict()) == topology
+    assert topology.transport in data.TRANSPORTS
+    assert topology.poll in data.POLLS
     assert 1 <= len(topology.vms) <= data.MAX_VMS
     names = [vm.name for vm in topology.vms]
     assert len(set(names)) == len(names)
@@ -110,6 +113,7 @@ def test_any_document_is_a_topology_or_faults(fuzz: Fuzz, tmp_path: Path, monkey
         text = [rng.choice(WORDS) + rng.choice(("", "=", "=x", "=a.img")) for _ in range(rng.randrange(3))]
         flags = Overrides(
             name=rng.choice((None, "x", *WORDS)), arch=rng.choice((None, "monolithic", *WORDS)),
+            transport=rng.choice((None, "ring", *WORDS)), poll=rng.choice((None, None, *data.POLLS, *WORDS)),
             vms=rng.choice((None, None, None, 0, 3, "2", "x", 10**30)),
             disks=tuple(text) if rng.random() < 0.3 else (), policies=tuple(text) if rng.random() < 0.3 else (),
         )

@@ -53,11 +53,12 @@ def ping_works(machine: Machine) -> bool:
     return machine.exec("vm2", "ping -c 1 -W 0.5 vm1").status == 0
 
 
+@pytest.mark.parametrize("transport", ["zmq", "ring"])
 @pytest.mark.parametrize(("arch", "victim", "dead", "works"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
 def test_a_kill_takes_exactly_what_lived_in_that_process(
-    lab: Lab, wait: Wait, arch: str, victim: str, dead: set[str], works: tuple[bool | None, bool, bool]
+    lab: Lab, wait: Wait, arch: str, victim: str, dead: set[str], works: tuple[bool | None, bool, bool], transport: str
 ) -> None:
-    machine = lab.up(arch)
+    machine = lab.up(arch, transport=transport)
     assert (disk_works(machine, "vm1"), disk_works(machine, "vm2"), ping_works(machine)) == (True, True, True)
     before = lab.rows(machine)
     pid = lab.kill(machine, victim)
@@ -127,8 +128,11 @@ def test_a_command_ends_with_137_when_its_vm_dies_under_it(lab: Lab, wait: Wait,
     assert (status, "vm1 is dead" in errors) == (137, True)
 
 
-def test_a_command_that_waits_for_the_disk_fails_when_the_parent_dies_instead_of_hanging(lab: Lab, wait: Wait) -> None:
-    machine = lab.up()
+@pytest.mark.parametrize("transport", ["zmq", "ring"])
+def test_a_command_that_waits_for_the_disk_fails_when_the_parent_dies_instead_of_hanging(
+    lab: Lab, wait: Wait, transport: str
+) -> None:
+    machine = lab.up(transport=transport)
     parent = lab.rows(machine)["parent"]["pid"]
     reader = lab.attach()
     results: list[ExecResult] = []

@@ -12,9 +12,15 @@ if TYPE_CHECKING:
 GONE = "the disk is gone"
 
 
+TRANSPORTS = pytest.mark.parametrize("transport", ["zmq", "ring"])
+
+
+@TRANSPORTS
 @pytest.mark.parametrize("order", [("hypervisor", "parent"), ("parent", "hypervisor")], ids="-then-".join)
-def test_without_hypervisor_and_parent_a_guest_hears_of_its_devices(lab: Lab, order: tuple[str, ...]) -> None:
-    machine = lab.up("microkernel")
+def test_without_hypervisor_and_parent_a_guest_hears_of_its_devices(
+    lab: Lab, order: tuple[str, ...], transport: str
+) -> None:
+    machine = lab.up("microkernel", transport=transport)
     for component in order:
         lab.kill(machine, component)
     read = machine.exec("vm1", "sha256 disk0", timeout=20)
@@ -23,8 +29,9 @@ def test_without_hypervisor_and_parent_a_guest_hears_of_its_devices(lab: Lab, or
     assert (ping.status, "network adapter is gone" in ping.stdout.decode()) == (1, True)
 
 
-def test_a_disaggregated_guest_keeps_the_device_whose_vsp_lives(lab: Lab) -> None:
-    machine = lab.up("disaggregated")
+@TRANSPORTS
+def test_a_disaggregated_guest_keeps_the_device_whose_vsp_lives(lab: Lab, transport: str) -> None:
+    machine = lab.up("disaggregated", transport=transport)
     for component in ("hypervisor", "parent", "storvsp"):
         lab.kill(machine, component)
     read = machine.exec("vm1", "sha256 disk0", timeout=20)
@@ -32,8 +39,11 @@ def test_a_disaggregated_guest_keeps_the_device_whose_vsp_lives(lab: Lab) -> Non
     assert machine.exec("vm1", "ping -c 1 vm2", timeout=20).status == 0
 
 
-def test_a_command_that_waits_for_its_disk_ends_when_the_last_who_could_answer_is_dead(lab: Lab) -> None:
-    machine = lab.up("microkernel")
+@TRANSPORTS
+def test_a_command_that_waits_for_its_disk_ends_when_the_last_who_could_answer_is_dead(
+    lab: Lab, transport: str
+) -> None:
+    machine = lab.up("microkernel", transport=transport)
     lab.kill(machine, "hypervisor")
     program = lab.program("exec", "--name", "m", "vm1", "--", "null", "disk0", "100000000")
     lab.kill(machine, "parent")

@@ -85,7 +85,7 @@ def test_a_workers_completion_reaches_the_guest_on_its_own_thread(loop: Loop) ->
     disk = BoundDisk(driver, lock, loop)
     seen: list[int] = []
     disk.submit(BlockRequest(Op.READY, on_done=lambda request: seen.append(threading.get_ident())))
-    worker = threading.Thread(target=lock.post, args=(driver.waiting[0].finish, Status.OK))
+    worker = threading.Thread(target=lock.call_soon_threadsafe, args=(driver.waiting[0].finish, Status.OK))
     worker.start()
     worker.join()
     assert seen == []
@@ -190,7 +190,7 @@ lock = DeviceLock("vm1.disk0")
 @pytest.mark.parametrize("where", [
     'BoundDisk(Buggy(), lock, Loop()).submit(BlockRequest(Op.READY))',
     'BoundPort(Buggy(), lock, Loop()).transmit(b"")',
-    'import threading; t = threading.Thread(target=lock.post, args=(completion,)); t.start(); t.join()',
+    'import threading; t = threading.Thread(target=lock.call_soon_threadsafe, args=(completion,)); t.start(); t.join()',
 ], ids=["submit", "transmit", "a worker's completion"])
 def test_a_drivers_exception_is_the_hosts_panic(where: str) -> None:
     ended = subprocess.run([sys.executable, "-c", CRASH + where], capture_output=True, timeout=30, check=False)

@@ -7,16 +7,8 @@ from typing import Any
 import msgpack
 import pytest
 
-from vmbus_emu.channel import (
-    COMPLETION,
-    COMPLETION_REQUESTED,
-    GPA_DIRECT,
-    IN_BAND,
-    PACKET_TYPES,
-    channel_pair,
-    decode_packet,
-    deliver_all,
-)
+from vmbus_emu.channel import channel_pair, decode_packet, deliver_all
+from vmbus_emu.protocol.packets import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, PACKET_TYPES
 
 GOOD: list[Any] = [IN_BAND, COMPLETION_REQUESTED, 7, b"message"]
 

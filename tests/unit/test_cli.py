@@ -287,6 +287,16 @@ def test_up_builds_what_file_and_flags_say_and_ends_with_the_ps_table_and_a_hint
     assert result.stderr == "Try: vmbus-emu pingall --name lab\n"
 
 
+def test_up_takes_how_ring_ends_wait(run: Bench) -> None:
+    assert run("up", "--transport", "ring", "--poll", "never").exit_code == 0
+    topology = FakeMachine.calls[0][1]
+    assert (topology.transport, topology.poll) == ("ring", "never")
+    for verb in ("up", "plan"):
+        result = run(verb, "--poll", "never")
+        assert result.exit_code == 2
+        assert "flags:--poll: only transport ring polls; add --transport ring" in result.stderr
+
+
 def test_up_json_prints_the_ps_report_and_nothing_else(run: Bench) -> None:
     result = run("up", "--json")
     assert (json.loads(result.stdout), result.stderr) == (PS, "")
@@ -302,12 +312,12 @@ def test_up_hints_at_something_that_works(run: Bench, tmp_path: Path) -> None:
 def test_all_topology_errors_come_at_once_and_nothing_is_started(run: Bench) -> None:
     result = run("up", "none.toml")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    wrong = ("--arch", "x", "--transport", "ring", "--vms", "0", "--disk", "none.img", "--policy", "x", "--name", "X")
-    result = run("up", *wrong)
+    wrong = ("--arch", "x", "--transport", "tcp", "--poll", "x", "--vms", "0", "--policy", "x", "--name", "X")
+    result = run("up", *wrong, "--disk", "none.img")
     assert result.exit_code == 2
     lines = result.stderr.splitlines()
     assert [line.split(": ")[0] for line in lines] == [
-        "flags:--name", "flags:--arch", "flags:--transport", "flags:--vms", "flags:--policy",
+        "flags:--name", "flags:--arch", "flags:--transport", "flags:--poll", "flags:--vms", "flags:--policy",
     ]
     assert FakeMachine.calls == []
 
@@ -410,7 +420,7 @@ class Plan:
 
 
 def test_plan_shows_processes_components_and_links(run: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    placement = types.ModuleType("vmbus_emu.placement")
+    stand_in = types.ModuleType("vmbus_emu.plan")
     parent = PlanProcess("parent", "parent", tuple(PlanComponent(n, n, f"the {n}") for n in ("parent", "storvsp")))
     made = Plan((parent,), (PlanLink("parent", "vm1", "channel", "disk0"),))
     asked: list[Topology] = []
@@ -419,8 +429,8 @@ def test_plan_shows_processes_components_and_links(run: Bench, monkeypatch: pyte
         asked.append(topology)
         return made
 
-    monkeypatch.setattr(placement, "plan", plan, raising=False)
-    monkeypatch.setitem(sys.modules, "vmbus_emu.placement", placement)
+    monkeypatch.setattr(stand_in, "plan", plan, raising=False)
+    monkeypatch.setitem(sys.modules, "vmbus_emu.plan", stand_in)
     result = run("plan", "--vms", "1", "--name", "lab")
     assert result.stdout.splitlines() == [
         "lab: microkernel over zmq, 1 VM in 1 process",

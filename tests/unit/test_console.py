@@ -32,7 +32,7 @@ class Bench:
         self.loop = Loop()
         self.fd = os.memfd_create("disk0")
         os.truncate(self.fd, SIZE)
-        self.workers = IoWorkers(self.loop.call_soon_threadsafe)
+        self.workers = IoWorkers(self.loop)
         disk = FileDisk(self.fd, BlockInfo(SIZE // 512, serial="one"), self.workers, memory=True)
         locked = FileDisk(self.fd, BlockInfo(8, read_only=True), self.workers, memory=True)
         switch = Switch("s0")

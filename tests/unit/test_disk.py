@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ class Rig:
         os.truncate(path, size)
         self.path = path
         self.loop = Loop()
-        self.workers = IoWorkers(self.loop.call_soon_threadsafe)
+        self.workers = IoWorkers(self.loop)
         self.fd = os.open(path, flags | os.O_CLOEXEC)
         self.disk = FileDisk(self.fd, INFO, self.workers)
         self.done: list[BlockRequest] = []
@@ -155,12 +155,15 @@ def test_a_read_that_is_not_whole_at_once_is_done_by_a_worker(
 
 
 def test_memory_needs_no_worker_for_anything() -> None:
-    def post(*call: object) -> None:
-        raise AssertionError("a RAM disk used a worker")
+    class Nowhere:
+        working = 0
+
+        def call_soon_threadsafe(self, *call: object) -> None:
+            raise AssertionError("a RAM disk used a worker")
 
     fd = os.memfd_create("ram", os.MFD_CLOEXEC)
     os.ftruncate(fd, INFO.size_bytes)
-    ram = ram_disk(fd, INFO, post)
+    ram = ram_disk(fd, INFO, Nowhere())
     payload = os.urandom(1 << 20)
     back = bytearray(1 << 20)
     for op, blocks, buffer in (
@@ -196,15 +199,19 @@ def test_a_write_through_a_read_only_descriptor_is_an_io_error(make: Callable[..
 def test_a_short_write_is_continued(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, blocks: int, at_most: int
 ) -> None:
-    real = os.pwrite
-    monkeypatch.setattr(disk_module.os, "pwrite", lambda fd, data, at: real(fd, data[:at_most], at))
+    real = os.pwritev
+
+    def partly(fd: int, pieces: Sequence[Buffer], at: int) -> int:
+        return real(fd, [memoryview(pieces[0])[:at_most]], at)
+
+    monkeypatch.setattr(disk_module.os, "pwritev", partly)
     payload = os.urandom(blocks * 512)
     assert rig.do(Op.WRITE, 3, blocks, payload) is Status.OK
     assert rig.path.read_bytes()[3 * 512 : (3 + blocks) * 512] == payload
 
 
 def test_a_medium_that_takes_nothing_is_an_io_error(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_module.os, "pwrite", lambda fd, data, at: 0)
+    monkeypatch.setattr(disk_module.os, "pwritev", lambda fd, pieces, at: 0)
     assert rig.do(Op.WRITE, 0, 1, bytes(512)) is Status.IO_ERROR
 
 
@@ -317,7 +324,7 @@ def test_counters_count(rig: Rig) -> None:
 
 
 def test_the_null_disk_reads_zeros_over_what_was_in_the_buffer() -> None:
-    disk = null_disk(-1, BlockInfo(block_count=1 << 31), print)
+    disk = null_disk(-1, BlockInfo(block_count=1 << 31), Loop())
     buffer = bytearray(b"x" * 1024)
     request = BlockRequest(Op.READ, (1 << 31) - 2, 2, buffer)
     disk.submit(request)
@@ -325,7 +332,7 @@ def test_the_null_disk_reads_zeros_over_what_was_in_the_buffer() -> None:
 
 
 def test_a_file_disk_made_as_a_placement_makes_it_works(rig: Rig) -> None:
-    disk = file_disk(rig.fd, INFO, rig.loop.call_soon_threadsafe)
+    disk = file_disk(rig.fd, INFO, rig.loop)
     request = BlockRequest(Op.FLUSH)
     disk.submit(request)
     rig.wait(request)
@@ -337,7 +344,7 @@ def test_a_file_disk_made_as_a_placement_makes_it_works(rig: Rig) -> None:
 
 def test_workers_start_no_thread_before_they_have_work() -> None:
     before = threading.active_count()
-    workers = IoWorkers(lambda callback, *arguments: callback(*arguments))
+    workers = IoWorkers(Loop())
     assert threading.active_count() == before
     workers.close()
 
@@ -366,7 +373,7 @@ def test_no_more_threads_than_the_limit(rig: Rig) -> None:
             inside[0] -= 1
         return Status.OK
 
-    workers = IoWorkers(rig.loop.call_soon_threadsafe, limit=2)
+    workers = IoWorkers(rig.loop, limit=2)
     for _ in range(20):
         workers.run(work, ended.append)
     assert rig.loop.run_until(lambda: len(ended) == 20, 10)

@@ -11,7 +11,7 @@ from struct import Struct
 import pytest
 
 from vmbus_emu.hypervisor.calls import CALLS, execute
-from vmbus_emu.hypervisor.core import Deliver, Effect, Hypervisor, PowerOff, PowerOn, Raise, Reply
+from vmbus_emu.hypervisor.core import Deliver, Effect, HandDoorbell, Hypervisor, PowerOff, PowerOn, Raise, Reply
 from vmbus_emu.hypervisor.lifecycle import MAX_PARTITIONS
 from vmbus_emu.hypervisor.synic import MAX_PORTS
 from vmbus_emu.hypervisor.tables import Vp
@@ -214,6 +214,8 @@ def test_a_partition_with_more_privileges_still_reaches_only_itself_and_its_chil
     ({"kind": PortType.EVENT, "base": 2047, "flags": 2}, S.INVALID_PARAMETER),
     ({"kind": PortType.EVENT, "base": 2047, "flags": 1}, S.SUCCESS),
     ({"number": hv.MAX_ID}, S.SUCCESS), ({"owner": hv.PARTITION_SELF}, S.SUCCESS),
+    ({"kind": PortType.DOORBELL}, S.SUCCESS), ({"kind": PortType.DOORBELL, "vp": 1}, S.INVALID_VP_INDEX),
+    ({"kind": 5}, S.INVALID_PARAMETER),
 ])
 def test_what_a_port_may_be(bench: Bench, changes: dict[str, int], status: HvStatus) -> None:
     settings = {"owner": 1, "number": 9, "peer": 1, **changes}
@@ -307,6 +309,58 @@ def test_an_event_flag_is_raised_once_until_it_was_seen(bench: Bench) -> None:
     bench.hypervisor.events_seen(ROOT, 5, 102)
     assert bench.status(Code.SIGNAL_EVENT, 4, 2, 0, by=by) is S.SUCCESS
     assert bench.effects == [Raise(ROOT, 5, 102)]
+
+
+# -- doorbells ----------------------------------------------------------------------------------------------
+
+
+def test_connecting_to_a_doorbell_hands_both_ends_a_descriptor_before_the_reply(bench: Bench) -> None:
+    child = bench.child()
+    assert bench.port(1, 9, child, PortType.DOORBELL) is S.SUCCESS
+    assert bench.effects == []
+    block = hv.CONNECT_PORT.pack(child, 4, 0, 1, 9, b"", 0)
+    assert execute(bench.hypervisor, ROOT, 7, Code.CONNECT_PORT, block) == [
+        HandDoorbell(1, 9, child, 4), Reply(ROOT, 7, S.SUCCESS),
+    ]
+
+
+def test_a_doorbell_takes_one_connection_at_a_time(bench: Bench) -> None:
+    child = bench.joined(PortType.DOORBELL)
+    assert (bench.connect(child, 5, 1, 9), bench.effects) == (S.OBJECT_IN_USE, [])
+    assert bench.connect(child, 4, 1, 9) is S.INVALID_CONNECTION_ID
+    assert bench.hypervisor.stats().connections == 1
+    assert bench.status(Code.DISCONNECT_PORT, child, 4) is S.SUCCESS
+    assert (bench.connect(child, 5, 1, 9), bench.effects) == (S.SUCCESS, [HandDoorbell(1, 9, child, 5)])
+
+
+def test_ports_of_other_kinds_take_many_connections_and_hand_out_nothing(bench: Bench) -> None:
+    for number, kind in enumerate((PortType.MESSAGE, PortType.EVENT)):
+        child = bench.child(300 + number)
+        assert bench.port(1, number, child, kind, flags=1) is S.SUCCESS
+        assert [(bench.connect(child, n, 1, number), bench.effects) for n in (4, 5)] == [(S.SUCCESS, [])] * 2
+
+
+def test_a_doorbell_is_not_rung_by_hypercalls(bench: Bench) -> None:
+    child = bench.joined(PortType.DOORBELL, flags=1)
+    assert bench.status(Code.SIGNAL_EVENT, 4, 0, 0, by=(child, 0)) is S.INVALID_CONNECTION_ID
+    assert bench.post((child, 0)) is S.INVALID_CONNECTION_ID
+    assert bench.effects == []
+
+
+def test_a_deleted_doorbell_takes_its_connection_along_and_may_be_made_again(bench: Bench) -> None:
+    child = bench.joined(PortType.DOORBELL)
+    assert bench.status(Code.DELETE_PORT, 1, 9, 0) is S.SUCCESS
+    assert bench.status(Code.DISCONNECT_PORT, child, 4) is S.INVALID_CONNECTION_ID
+    assert bench.port(1, 9, child, PortType.DOORBELL) is S.SUCCESS
+    assert (bench.connect(child, 4, 1, 9), bench.effects) == (S.SUCCESS, [HandDoorbell(1, 9, child, 4)])
+
+
+def test_a_doorbell_goes_with_the_process_that_it_rings(bench: Bench) -> None:
+    child = bench.child(200)
+    assert bench.port(child, 9, 1, PortType.DOORBELL) is S.SUCCESS
+    assert bench.connect(1, 4, child, 9) is S.SUCCESS
+    bench.hypervisor.died(200)
+    assert (bench.hypervisor.stats().ports, bench.hypervisor.stats().connections) == (0, 0)
 
 
 # -- deaths -------------------------------------------------------------------------------------------------

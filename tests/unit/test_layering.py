@@ -19,7 +19,11 @@ ROOT = Path(vmbus_emu.__file__).parents[1]
 PACKAGES = ("vmbus_emu", "partitions", "drivers", "bench")
 #: What roles and drivers may use of the mechanism: the two ends of a device and what lies between.
 DATA_PLANE = tuple(
-    f"vmbus_emu.{name}" for name in ("device", "channel", "loop", "task", "zmqport", "protocol", "vmbus")
+    f"vmbus_emu.{name}"
+    for name in (
+        "device", "channel", "loop", "task", "zmqport", "protocol", "vmbus",
+        "memory", "ring", "ring_channel", "guest_ring", "host_ring", "polling",
+    )
 )
 
 #: What a partition's process stands on besides: the hypervisor's calls, the lifeline, the process itself.

@@ -1,33 +1,52 @@
-"""The guest's adapter against a host written out packet by packet: handshake, credit, loss, and a host that errs."""
+"""The guest's adapter against a host written out packet by packet: handshake, credit, loss, and a host that errs.
+
+Long, because all of it is played against the one host that knows the handshake, with and without shared memory.
+"""
 
 import pytest
 
 from partitions.child import netvsc
-from partitions.child.netvsc import MAX_SENDS, NetVsc
-from vmbus_emu.channel import (
-    COMPLETION,
-    COMPLETION_REQUESTED,
-    GPA_DIRECT,
-    IN_BAND,
-    TRANSFER_PAGES,
-    channel_pair,
-)
+from partitions.child.netvsc import MAX_SENDS, LentBuffer, NetVsc
+from vmbus_emu.channel import channel_pair
 from vmbus_emu.device import PortInfo, Status
 from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import nvsp, rndis
+from vmbus_emu.protocol.packets import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, TRANSFER_PAGES
 
 MAC, OTHER = bytes.fromhex("00155d000001"), bytes.fromhex("00155d000002")
 FRAME = OTHER + MAC + b"\x08\x00" + bytes(50)
 INCOMING = MAC + OTHER + b"\x08\x00" + bytes(range(50))
 SIZE = 1806
 OK = nvsp.COMPLETE[nvsp.Status.SUCCESS]
+SECTIONS = 4
+
+
+class Watched:
+    """Lent memory that changes at every look at it, and keeps what was looked at."""
+
+    def __init__(self, nbytes):
+        self.memory = bytearray(nbytes)
+        self.looks = []
+
+    def __setitem__(self, where, content):
+        self.memory[where] = content
+
+    def __getitem__(self, where):
+        seen = bytes(self.memory[where])
+        self.looks.append((where.start, where.stop))
+        self.memory[:] = bytes(255 - byte for byte in self.memory)
+        return seen
 
 
 class Host:
     """The far end of the adapter's channel: a table of answers that a test may change."""
 
-    def __init__(self, adapter, loop):
+    def __init__(self, adapter, loop, shared=False, send_bytes=SECTIONS * nvsp.SECTION_BYTES, receive_memory=None):
         near, self.channel = channel_pair()
+        near.shares_memory = shared
+        self.receive_memory = receive_memory or (memoryview(bytearray(8 * SIZE)) if shared else None)
+        self.send_memory = memoryview(bytearray(send_bytes)) if shared else None
+        self.send_buffer = nvsp.encode(nvsp.SendBufferComplete(nvsp.Status.SUCCESS, nvsp.SECTION_BYTES))
         self.loop = loop
         self.near = near
         self.failures = []
@@ -45,7 +64,9 @@ class Host:
         self.filter_status = rndis.SUCCESS
         self.asked = []
         self.transaction = 0
-        self.up = adapter.attach(near, 7, 8 * SIZE)
+        self.up = adapter.attach(
+            near, LentBuffer(7, 8 * SIZE, self.receive_memory), LentBuffer(9, send_bytes, self.send_memory)
+        )
 
     def run(self):
         """Let both sides act until nothing moves; answers the handshake, leaves data packets in ``packets``."""
@@ -70,6 +91,9 @@ class Host:
                 self.complete(transaction_id, nvsp.encode(nvsp.InitComplete(nvsp.NO_VERSION, 34, status)))
             case nvsp.SendReceiveBuffer(7, 0xCAFE):
                 self.complete(transaction_id, nvsp.encode(self.receive_buffer))
+            case nvsp.SendSendBuffer(9, 0):
+                self.asked.append(request)
+                self.complete(transaction_id, self.send_buffer)
             case nvsp.NdisConfig() | nvsp.NdisVersion():
                 assert not flags
                 self.asked.append(request)
@@ -100,8 +124,29 @@ class Host:
         self.transaction += 1
         ranges = [(len(message), index * SIZE) for index, message in enumerate(messages)]
         head = nvsp.pack_ranges(ranges, channel_type) if pages is None else pages
-        self.channel.send(TRANSFER_PAGES, flags, self.transaction, head, b"".join(messages))
+        data = b"".join(messages)
+        if self.receive_memory is not None:
+            for message, (count, offset) in zip(messages, ranges, strict=True):
+                self.receive_memory[offset : offset + count] = message
+            data = None
+        self.channel.send(TRANSFER_PAGES, flags, self.transaction, head, data)
         return self.transaction
+
+    def frames(self):
+        """What the data packets that wait here carry: section (``None``: none) and frames."""
+        found = []
+        for packet_type, flags, _, message, data in self.packets:
+            assert flags == COMPLETION_REQUESTED
+            channel_type, section, nbytes = nvsp.decode(message)
+            assert channel_type == nvsp.DATA_CHANNEL
+            if section == nvsp.NO_SECTION:
+                assert packet_type == GPA_DIRECT
+                found.append((None, rndis.frames(data)))
+            else:
+                assert (packet_type, data) == (IN_BAND, None)
+                at = section * nvsp.SECTION_BYTES
+                found.append((section, rndis.frames(bytes(self.send_memory[at : at + nbytes]))))
+        return found
 
 
 @pytest.fixture
@@ -115,10 +160,10 @@ def loop():
 def adapter(loop):
     made = NetVsc(loop, "nic0", lambda line: made_log.append(line))
     made_log = made.lines = []
-    made.seen, made.ready = [], 0
+    made.seen, made.readied = [], 0
 
     def ready():
-        made.ready += 1
+        made.readied += 1
 
     made.connect(lambda frame: made.seen.append(bytes(frame)) is None, ready)
     return made
@@ -132,6 +177,15 @@ def host(adapter, loop):
     return made
 
 
+@pytest.fixture
+def sharing(adapter, loop):
+    """A host that shares memory with the adapter."""
+    made = Host(adapter, loop, shared=True).run()
+    assert made.up.result() is True
+    made.packets.clear()
+    return made
+
+
 # -- the handshake --------------------------------------------------------------------------------------
 
 
@@ -142,6 +196,24 @@ def test_the_handshake_says_what_the_sheet_says_in_its_order(adapter, host):
     ]
     assert adapter.info == PortInfo(MAC, 1500)
     assert adapter.link_up
+
+
+def test_where_memory_is_shared_a_send_buffer_is_lent_after_the_receive_buffer(adapter, sharing):
+    assert sharing.asked[3] == nvsp.SendSendBuffer(9, 0)
+    assert sharing.asked[:3] + sharing.asked[4:] == [
+        0x60001, nvsp.NdisConfig(9216, 0, 0), nvsp.NdisVersion(6, 30),
+        (rndis.OID_PACKET_FILTER, (0x0B).to_bytes(4, "little")),
+    ]
+    assert adapter.info == PortInfo(MAC, 1500)
+
+
+def test_lent_buffers_out_of_reach_are_the_callers_mistake_where_memory_is_shared(adapter):
+    near, _ = channel_pair()
+    near.shares_memory = True
+    within, beyond = LentBuffer(7, SIZE, memoryview(bytearray(SIZE))), LentBuffer(9, SIZE, None)
+    for receive, send in ((beyond, None), (beyond, within), (within, beyond)):
+        with pytest.raises(ValueError, match="has none"):
+            adapter.attach(near, receive, send)
 
 
 def test_older_versions_are_tried_one_by_one(adapter, loop):
@@ -213,10 +285,10 @@ def test_credit_ends_in_busy_and_comes_back_with_a_completion(adapter, host):
         assert adapter.transmit(FRAME) is Status.OK
     assert adapter.transmit(FRAME) is Status.BUSY
     host.run()
-    assert adapter.ready == 0
+    assert adapter.readied == 0
     host.complete(host.packets[0][2])
     host.run()
-    assert adapter.ready == 1
+    assert adapter.readied == 1
     assert adapter.transmit(FRAME) is Status.OK
     assert adapter.transmit(FRAME) is Status.BUSY
 
@@ -243,6 +315,132 @@ def test_a_completion_counts_once(adapter, host):
     assert len(host.failures) == 1
 
 
+def test_room_in_the_channel_is_told_to_who_was_refused_but_not_without_credit(adapter, host):
+    send = host.near.send
+    adapter.transmit(FRAME)
+    host.near.send = lambda *packet: False
+    assert adapter.transmit(FRAME) is Status.BUSY
+    assert adapter.readied == 0
+    host.near.send = send
+    host.near.on_room()
+    assert adapter.readied == 1
+    host.near.on_room()
+    assert adapter.readied == 1, "nobody waits any more"
+    while adapter.transmit(FRAME) is Status.OK:
+        pass
+    host.near.on_room()
+    assert adapter.readied == 1, "there is room, but no credit"
+
+
+def test_a_frame_that_finds_no_room_while_none_is_on_its_way_is_lost_and_counted(adapter, host):
+    host.near.send = lambda *packet: False
+    assert adapter.transmit(FRAME) is Status.OK
+    assert adapter.stats().tx_drops == 1
+
+
+def test_a_channel_that_breaks_while_a_frame_is_sent_leaves_nobody_waiting(adapter, host):
+    host.near.on_failed = lambda reason: adapter.detach()
+    adapter.transmit(FRAME)
+
+    def broken(*packet):
+        host.near.fail("write_index is 7")
+        return False
+
+    host.near.send = broken
+    assert adapter.transmit(FRAME) is Status.OK
+    assert adapter.stats().tx_drops == 2
+
+
+# -- sending from the send buffer -----------------------------------------------------------------------
+
+
+def test_where_memory_is_shared_a_frame_is_in_a_section(adapter, sharing):
+    frames = [FRAME[:-1] + bytes((number,)) for number in range(SECTIONS)]
+    for one in frames:
+        assert adapter.transmit(one) is Status.OK
+    sharing.run()
+    found = sharing.frames()
+    assert {section for section, _ in found} == set(range(SECTIONS))
+    assert [carried for _, carried in found] == [[one] for one in frames]
+
+
+def test_without_a_free_section_a_frame_is_described_and_a_completion_frees_its_section(adapter, sharing):
+    for _ in range(SECTIONS + 2):
+        assert adapter.transmit(FRAME) is Status.OK
+    sharing.run()
+    assert [section is None for section, _ in sharing.frames()] == [False] * SECTIONS + [True] * 2
+    freed = sharing.frames()[2][0]
+    sharing.complete(sharing.packets[2][2], nvsp.COMPLETE[nvsp.Status.BUSY])  # its outcome does not matter
+    sharing.complete(sharing.packets[-1][2])                                  # and this one has no section
+    sharing.run()
+    sharing.packets.clear()
+    for _ in range(2):
+        adapter.transmit(FRAME)
+    sharing.run()
+    assert sharing.frames() == [(freed, [FRAME]), (None, [FRAME])]
+
+
+def test_a_section_is_not_used_up_by_a_frame_that_found_no_room(adapter, sharing):
+    send = sharing.near.send
+    sharing.near.send = lambda *packet: False
+    for _ in range(3 * SECTIONS):
+        adapter.transmit(FRAME)
+    sharing.near.send = send
+    for _ in range(SECTIONS):
+        adapter.transmit(FRAME)
+    sharing.run()
+    assert {section for section, _ in sharing.frames()} == set(range(SECTIONS))
+
+
+@pytest.mark.parametrize(("size", "in_section"), [(6144 - 44, True), (6144 - 43, False)])
+def test_a_message_longer_than_a_section_is_described(adapter, loop, size, in_section):
+    host = Host(adapter, loop, shared=True)
+    host.values[rndis.OID_MAXIMUM_FRAME_SIZE] = (9000).to_bytes(4, "little")
+    host.run().packets.clear()
+    adapter.transmit(FRAME.ljust(size, b"."))
+    host.run()
+    [(section, carried)] = host.frames()
+    assert (section is not None) is in_section
+    assert carried == [FRAME.ljust(size, b".")]
+
+
+@pytest.mark.parametrize("answer", [
+    nvsp.encode(nvsp.SendBufferComplete(nvsp.Status.FAIL, 6144)),
+    nvsp.encode(nvsp.SendBufferComplete(nvsp.Status.SUCCESS, 0)),
+    nvsp.encode(nvsp.SendBufferComplete(nvsp.Status.SUCCESS, SECTIONS * 6144 + 1)),
+    b"", nvsp.encode(nvsp.Init(1, 1)),
+], ids=["refused", "no size", "larger than the buffer", "empty", "another message"])
+def test_a_host_that_wants_no_send_buffer_gets_frames_without(adapter, loop, answer):
+    host = Host(adapter, loop, shared=True)
+    host.send_buffer = answer
+    host.run().packets.clear()
+    assert host.up.result() is True
+    adapter.transmit(FRAME)
+    host.run()
+    assert host.frames() == [(None, [FRAME])]
+    assert host.failures == adapter.lines == []
+
+
+def test_every_section_is_free_again_on_the_next_channel(adapter, sharing, loop):
+    for _ in range(SECTIONS):
+        adapter.transmit(FRAME)
+    second = Host(adapter, loop, shared=True).run()
+    second.packets.clear()
+    for _ in range(SECTIONS):
+        adapter.transmit(FRAME)
+    second.run()
+    assert {section for section, _ in second.frames()} == set(range(SECTIONS))
+
+
+def test_no_more_sections_are_kept_than_frames_may_be_on_their_way(adapter, loop):
+    host = Host(adapter, loop, shared=True, send_bytes=2 * MAX_SENDS * nvsp.SECTION_BYTES).run()
+    host.packets.clear()
+    while adapter.transmit(FRAME) is Status.OK:
+        pass
+    host.run()
+    assert {section for section, _ in host.frames()} == set(range(MAX_SENDS))
+
+
 # -- detach, re-attach, give up -------------------------------------------------------------------------
 
 
@@ -251,7 +449,7 @@ def test_frames_on_their_way_are_lost_and_counted_and_nothing_is_resubmitted(ada
         adapter.transmit(FRAME)
     assert adapter.transmit(FRAME) is Status.BUSY
     adapter.detach()
-    assert adapter.ready == 1, "who waits for credit is told"
+    assert adapter.readied == 1, "who waits for credit is told"
     assert adapter.stats().tx_drops == MAX_SENDS
     assert adapter.stats().outstanding == 0
     assert adapter.transmit(FRAME) is Status.OK, "a cable with nobody at the other end"
@@ -330,6 +528,50 @@ def test_messages_about_what_the_adapter_lacks_are_ignored(adapter, host):
 
 
 MESSAGE = rndis.pack_frame(INCOMING)
+
+
+# -- receiving from the receive buffer ------------------------------------------------------------------
+
+
+def test_where_memory_is_shared_frames_are_taken_out_of_the_receive_buffer(adapter, sharing):
+    given = sharing.give(MESSAGE, rndis.pack_frame(INCOMING[:14]) + MESSAGE)
+    sharing.run()
+    assert adapter.seen == [INCOMING, INCOMING[:14], INCOMING]
+    assert sharing.packets == [(COMPLETION, 0, given, OK, None)]
+
+
+def test_a_host_that_rewrites_the_receive_buffer_changes_nothing_that_was_begun(adapter, sharing):
+    def scribble(frame):
+        adapter.seen.append(bytes(frame))
+        sharing.receive_memory[:] = b"\xff" * len(sharing.receive_memory)
+        adapter.seen.append(bytes(frame))
+        return True
+
+    adapter.connect(scribble)
+    sharing.give(MESSAGE + MESSAGE)
+    sharing.run()
+    assert adapter.seen == [INCOMING] * 4
+    assert adapter.malformed == 0
+
+
+def test_every_range_is_looked_at_once(adapter, loop):
+    host = Host(adapter, loop, shared=True, receive_memory=Watched(8 * SIZE)).run()
+    assert host.up.result() is True, "the answers were taken out of it as well"
+    host.receive_memory.looks.clear()
+    host.give(MESSAGE)
+    host.run()
+    assert host.receive_memory.looks == [(0, len(MESSAGE))]
+    assert adapter.seen == [INCOMING]
+
+
+@pytest.mark.parametrize("where", [
+    (1, 8 * SIZE), (2, 8 * SIZE - 1), (8 * SIZE + 1, 0), (0xFFFFFFFF, 0xFFFFFFFF), (1, 0xFFFFFFFF), (0, 0),
+])
+def test_a_range_outside_the_receive_buffer_ends_the_channel(adapter, sharing, where):
+    sharing.channel.send(TRANSFER_PAGES, 1, 1, nvsp.pack_ranges([(len(MESSAGE), 0), where], 0))
+    sharing.run()
+    assert sharing.failures == ["malformed transfer-page packet"]
+    assert adapter.seen == []
 
 
 @pytest.mark.parametrize("send", [

@@ -10,16 +10,11 @@ import pytest
 from drivers.switch import Switch
 from partitions.parent import netvsp
 from partitions.parent.netvsp import NetVspSession, State
-from vmbus_emu.channel import (
-    COMPLETION,
-    COMPLETION_REQUESTED,
-    GPA_DIRECT,
-    IN_BAND,
-    TRANSFER_PAGES,
-    channel_pair,
-    deliver_all,
-)
+from vmbus_emu.channel import channel_pair, deliver_all
+from vmbus_emu.device import Scatter
+from vmbus_emu.memory import Lent
 from vmbus_emu.protocol import nvsp, rndis
+from vmbus_emu.protocol.packets import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, TRANSFER_PAGES
 
 MAC, OTHER, ALL = bytes.fromhex("00155d000001"), bytes.fromhex("00155d000002"), b"\xff" * 6
 GPADL, SEND_GPADL = 0xE1E10, 0xE1E11
@@ -33,7 +28,7 @@ def frame(to=OTHER, source=MAC, payload=b"x" * 50):
 class Guest:
     """The far end of the channel: sends what a test says, keeps what comes back."""
 
-    def __init__(self, receive_bytes=4 * SUBALLOCATION, room=512):
+    def __init__(self, receive_bytes=4 * SUBALLOCATION, room=512, shared=False):
         self.switch = Switch("s0")
         self.port = self.switch.port("vm", MAC)
         self.peer = self.switch.port("peer", OTHER)
@@ -43,11 +38,33 @@ class Guest:
         self.host = host
         self.failures = []
         host.on_failed = self.failures.append
-        self.gpadls = {GPADL: receive_bytes}
+        self.shared = host.shares_memory = shared
+        self.gpadls = {}
+        self.lend(GPADL, receive_bytes)
         self.session = NetVspSession(host, self.port, self.gpadls)
         self.packets = []
         self.channel.on_packet = lambda *packet: self.packets.append(packet)
         self.transaction = 100
+
+    def lend(self, gpadl, nbytes):
+        self.gpadls[gpadl] = Lent(nbytes, memoryview(bytearray(nbytes)) if self.shared else None)
+        return self
+
+    def with_sections(self, nbytes=2 * nvsp.SECTION_BYTES):
+        """Up to an open filter, with a send buffer."""
+        self.lend(SEND_GPADL, nbytes).reach(State.SEND_BUFFER)
+        reply = nvsp.decode(self.send(nvsp.SendSendBuffer(SEND_GPADL, 0)))
+        assert reply == nvsp.SendBufferComplete(nvsp.Status.SUCCESS, nvsp.SECTION_BYTES)
+        self.control(rndis.Initialize(1, 1, 0, 0x4000))
+        self.control(rndis.Set(2, rndis.OID_PACKET_FILTER, info=b"\x0b\0\0\0"))
+        return self
+
+    def send_section(self, section, message, size=None, at=None):
+        """Put ``message`` into a section and say so; the completion's status, ``None`` if there was none."""
+        at = section * nvsp.SECTION_BYTES if at is None else at
+        self.gpadls[SEND_GPADL].memory[at : at + len(message)] = message
+        reply = self.send(nvsp.RndisPacket(nvsp.DATA_CHANNEL, section, len(message) if size is None else size))
+        return None if reply is None else nvsp.decode(reply).status
 
     def send(self, message, data=None, packet_type=None, flags=COMPLETION_REQUESTED):
         """Send; the message of the completion, ``None`` if there was none. Other packets stay in ``packets``."""
@@ -75,10 +92,14 @@ class Guest:
         """The oldest packet from the host: its channel and the RNDIS messages of its ranges."""
         packet_type, flags, transaction_id, message, data = self.packets.pop(0)
         assert (packet_type, flags) == (TRANSFER_PAGES, COMPLETION_REQUESTED)
-        channel_type, ranges = nvsp.unpack_ranges(message, self.gpadls[GPADL])
+        channel_type, ranges = nvsp.unpack_ranges(message, self.gpadls[GPADL].nbytes)
         parts, start = [], 0
-        for count, _ in ranges:
-            parts.append(data[start : start + count])
+        for count, offset in ranges:
+            if self.shared:
+                assert data is None
+                parts.append(bytes(self.gpadls[GPADL].memory[offset : offset + count]))
+            else:
+                parts.append(data[start : start + count])
             start += count
         self.borrowed = (transaction_id, ranges)
         if give_back:
@@ -154,7 +175,7 @@ def test_the_receive_buffer_is_divided_into_suballocations(guest):
 def test_a_receive_buffer_that_cannot_be_used_is_refused_and_another_may_follow(gpadl, nbytes, buffer_id):
     guest = Guest(nbytes).reach(State.RECEIVE_BUFFER)
     assert nvsp.decode(guest.send(nvsp.SendReceiveBuffer(gpadl, buffer_id))).status == nvsp.Status.FAIL
-    guest.gpadls[7] = 1 << 20
+    guest.lend(7, 1 << 20)
     assert nvsp.decode(guest.send(nvsp.SendReceiveBuffer(7, 0xCAFE))).status == nvsp.Status.SUCCESS
 
 
@@ -292,13 +313,7 @@ def test_bytes_must_be_where_the_message_says(guest):
         (GPA_DIRECT, 0, size), (IN_BAND, nvsp.NO_SECTION, size),
     ]
     for packet_type, section, length in good + bad:
-        guest = Guest()
-        guest.gpadls[SEND_GPADL] = 2 * nvsp.SECTION_BYTES
-        guest.reach(State.SEND_BUFFER)
-        reply = nvsp.decode(guest.send(nvsp.SendSendBuffer(SEND_GPADL, 0)))
-        assert reply == nvsp.SendBufferComplete(nvsp.Status.SUCCESS, nvsp.SECTION_BYTES)
-        guest.control(rndis.Initialize(1, 1, 0, 0x4000))
-        guest.control(rndis.Set(2, rndis.OID_PACKET_FILTER, info=b"\x0b\0\0\0"))
+        guest = Guest().with_sections()
         guest.send(nvsp.RndisPacket(nvsp.DATA_CHANNEL, section, length), data, packet_type)
         fine = (packet_type, section, length) in good
         assert (guest.on_wire == [frame()], guest.failures == []) == (fine, fine), (packet_type, section, length)
@@ -311,11 +326,161 @@ def test_a_section_without_a_send_buffer_ends_the_channel(guest):
     assert len(guest.failures) == 1
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("size", "fits"), [(netvsp.MAX_RNDIS_BYTES, True), (netvsp.MAX_RNDIS_BYTES + 1, False)])
+def test_more_than_an_rndis_message_can_be_is_not_even_copied(shared, size, fits):
+    guest = Guest(shared=shared).reach("open")
+    reply = guest.send(nvsp.DATA_PACKET, rndis.pack_frame(frame()).ljust(size, b"\0"))
+    assert (reply == nvsp.COMPLETE[nvsp.Status.INVALID_RNDIS], guest.failures == []) == (fits, fits)
+
+
+# -- from the guest, in shared memory -------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharing():
+    return Guest(shared=True)
+
+
+def test_a_frame_in_a_section_goes_to_the_switch(sharing):
+    sharing.with_sections()
+    for section in (1, 0, 1):
+        message = rndis.pack_frame(frame(payload=bytes((section,)) * 50))
+        assert sharing.send_section(section, message) == nvsp.Status.SUCCESS
+    assert sharing.on_wire == [frame(payload=bytes((section,)) * 50) for section in (1, 0, 1)]
+
+
+MESSAGE = rndis.pack_frame(frame())
+#: A section whose offset is 2048 if it is computed in 32 bits.
+WRAPS = ((1 << 32) + 2048) // nvsp.SECTION_BYTES
+
+
+@pytest.mark.parametrize(("section", "size", "at", "fine"), [
+    (0, len(MESSAGE), 0, True),
+    (2, len(MESSAGE), 2 * 6144, True),              # less than a section is left at the end; what fits may stand there
+    (2, len(MESSAGE) + 1, 2 * 6144, False),
+    (3, len(MESSAGE), 0, False),
+    (WRAPS, len(MESSAGE), 2048, False),
+    (0xFFFFFFFE, len(MESSAGE), 0, False),
+    (0, 0, 0, False),
+    (0, nvsp.SECTION_BYTES + 1, 0, False),
+    (0, 0xFFFFFFFF, 0, False),
+    (1, 0x100000000 - 6144 + len(MESSAGE), 0, False),
+])
+def test_a_section_must_lie_in_the_send_buffer(sharing, section, size, at, fine):
+    assert WRAPS * nvsp.SECTION_BYTES == (1 << 32) + 2048
+    sharing.with_sections(2 * nvsp.SECTION_BYTES + len(MESSAGE))
+    status = sharing.send_section(section, MESSAGE, size, at)
+    assert (status == nvsp.Status.SUCCESS, sharing.on_wire == [frame()], sharing.failures == []) == (fine,) * 3
+
+
+def test_a_full_section_is_read_to_its_end_and_no_further(sharing):
+    sharing.with_sections()
+    filler = frame(payload=bytes(1300))
+    messages = rndis.pack_frame(filler) * 4
+    last = frame(payload=bytes(nvsp.SECTION_BYTES - len(messages) - 44 - 14))
+    assert sharing.send_section(1, messages + rndis.pack_frame(last)) == nvsp.Status.SUCCESS
+    assert sharing.on_wire == [filler] * 4 + [last]
+
+
+def test_what_a_guest_rewrites_after_sending_is_not_looked_at(sharing):
+    sharing.with_sections()
+    memory = sharing.gpadls[SEND_GPADL].memory
+    arrived = []
+
+    def scribble(data):
+        arrived.append(bytes(data))
+        memory[:] = rndis.pack_frame(frame(source=OTHER, payload=bytes(1400))).ljust(len(memory), b"\xff")
+        arrived.append(bytes(data))
+        return True
+
+    sharing.peer.connect(scribble)
+    messages = [frame(payload=bytes((number,)) * 50) for number in range(4)]
+    assert sharing.send_section(0, b"".join(map(rndis.pack_frame, messages))) == nvsp.Status.SUCCESS
+    assert arrived == [one for one in messages for _ in range(2)]
+    assert sharing.stats.tx_spoofed == 0
+
+
+class Watched:
+    """Lent memory that changes at every look at it, and counts the looks."""
+
+    def __init__(self, content):
+        self.content = content
+        self.looks = 0
+
+    def __getitem__(self, where):
+        self.looks += 1
+        seen, self.content = self.content, b"\xff" * len(self.content)
+        return seen[where]
+
+
+@pytest.mark.parametrize("message", [
+    (nvsp.DATA_CHANNEL, MESSAGE), (nvsp.CONTROL_CHANNEL, rndis.encode(rndis.Query(3, rndis.OID_MAXIMUM_FRAME_SIZE))),
+])
+def test_a_section_is_looked_at_once(sharing, message):
+    channel_type, content = message
+    watched = Watched(content)
+    sharing.gpadls[SEND_GPADL] = Lent(nvsp.SECTION_BYTES, watched)
+    sharing.reach(State.SEND_BUFFER).send(nvsp.SendSendBuffer(SEND_GPADL, 0))
+    sharing.control(rndis.Initialize(1, 1, 0, 0x4000))
+    sharing.control(rndis.Set(2, rndis.OID_PACKET_FILTER, info=b"\x0b\0\0\0"))
+    reply = sharing.send(nvsp.RndisPacket(channel_type, 0, len(content)))
+    assert reply == nvsp.COMPLETE[nvsp.Status.SUCCESS]
+    assert watched.looks == 1
+
+
+def test_described_pages_are_copied_before_they_are_read(sharing):
+    sharing.reach("open")
+    pages = bytearray(MESSAGE * 2)
+    half = len(MESSAGE) + 20
+    arrived = []
+
+    def scribble(data):
+        arrived.append(bytes(data))
+        pages[:] = b"\xff" * len(pages)
+        return True
+
+    sharing.peer.connect(scribble)
+    for data in (memoryview(pages), Scatter([memoryview(pages)[:half], memoryview(pages)[half:]])):
+        pages[:] = MESSAGE * 2
+        sharing.host.on_packet(GPA_DIRECT, COMPLETION_REQUESTED, 1, nvsp.DATA_PACKET, data)
+        assert arrived == [frame()] * 2
+        arrived.clear()
+
+
+def test_sections_end_with_a_revoke_and_with_their_gpadl_even_if_its_handle_comes_back():
+    for end in (
+        lambda guest: guest.send(nvsp.RevokeSendBuffer(0), flags=0),
+        lambda guest: guest.lend(SEND_GPADL, 2 * nvsp.SECTION_BYTES),
+        lambda guest: guest.lend(SEND_GPADL, len(MESSAGE)),
+    ):
+        guest = Guest(shared=True).with_sections()
+        end(guest)
+        assert guest.send_section(0, MESSAGE) is None
+        assert guest.failures == ["RNDIS bytes are not where the NVSP message says"]
+
+
+def test_buffers_that_cannot_be_reached_are_refused_where_memory_is_shared(sharing):
+    receive = sharing.gpadls[GPADL]
+    sharing.gpadls.update({GPADL: Lent(1 << 20), SEND_GPADL: Lent(1 << 20)})
+    sharing.reach(State.RECEIVE_BUFFER)
+    assert nvsp.decode(sharing.send(nvsp.SendReceiveBuffer(GPADL, 0xCAFE))).status == nvsp.Status.FAIL
+    sharing.gpadls[GPADL] = receive
+    assert nvsp.decode(sharing.send(nvsp.SendReceiveBuffer(GPADL, 0xCAFE))).status == nvsp.Status.SUCCESS
+    for gpadl in (GPADL, SEND_GPADL, 99):
+        reply = nvsp.decode(sharing.send(nvsp.SendSendBuffer(gpadl, 0)))
+        assert reply == nvsp.SendBufferComplete(nvsp.Status.FAIL, 0)
+    assert sharing.lend(SEND_GPADL, 6144).send(nvsp.SendSendBuffer(SEND_GPADL, 0)) == nvsp.encode(
+        nvsp.SendBufferComplete(nvsp.Status.SUCCESS, 6144)
+    ), "and another may follow"
+
+
 # -- to the guest ---------------------------------------------------------------------------------------
 
 
-def test_a_frame_arrives_in_a_suballocation(guest):
-    guest.reach("open")
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_frame_arrives_in_a_suballocation(shared):
+    guest = Guest(shared=shared).reach("open")
     sent = frame(MAC, OTHER)
     guest.peer.transmit(sent)
     deliver_all(guest.channel, guest.host)
@@ -328,8 +493,9 @@ def test_a_frame_arrives_in_a_suballocation(guest):
     assert guest.stats.lent == 0
 
 
-def test_credit_bounds_what_is_on_its_way_then_frames_wait_then_they_are_dropped(guest):
-    guest.reach("open")
+@pytest.mark.parametrize("shared", [False, True])
+def test_credit_bounds_what_is_on_its_way_then_frames_wait_then_they_are_dropped(shared):
+    guest = Guest(shared=shared).reach("open")
     frames = [frame(MAC, OTHER, bytes((n,)) * 50) for n in range(4 + netvsp.WAITING_FRAMES + 3)]
     for one in frames:
         guest.peer.transmit(one)
@@ -372,8 +538,36 @@ def test_a_completion_that_is_none_ends_the_channel(guest, message):
     assert guest.failures == ["malformed completion of a received packet"]
 
 
-def test_control_answers_wait_for_credit_and_go_before_frames(guest):
-    guest.reach("open")
+def test_what_found_no_room_in_the_channel_goes_when_there_is_some():
+    guest = Guest(room=2).reach("open")
+    frames = [frame(MAC, OTHER, bytes((n,)) * 50) for n in range(4)]
+    for one in frames:
+        guest.peer.transmit(one)
+    assert (len(guest.channel.inbox), guest.stats.lent, guest.stats.waiting) == (2, 2, 2)
+    guest.channel.deliver()
+    guest.host.on_room()
+    guest.channel.deliver()
+    assert [rndis.frames(guest.take(give_back=False)[1][0]) for _ in range(4)] == [[one] for one in frames]
+    assert guest.stats.waiting == 0
+
+
+def test_room_in_a_channel_that_is_done_with_is_no_reason_to_send():
+    for end in (
+        lambda guest: guest.session.close(),
+        lambda guest: guest.host.on_packet(IN_BAND, 0, 0, nvsp.encode(nvsp.RevokeReceiveBuffer(0xCAFE)), None),
+    ):
+        guest = Guest(room=2).reach("open")
+        for _ in range(4):
+            guest.peer.transmit(frame(MAC, OTHER))
+        guest.channel.deliver()
+        end(guest)
+        guest.host.on_room()
+        assert len(guest.channel.inbox) == 0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_control_answers_wait_for_credit_and_go_before_frames(shared):
+    guest = Guest(shared=shared).reach("open")
     for n in range(6):
         guest.peer.transmit(frame(MAC, OTHER, bytes((n,)) * 50))
     assert guest.send(nvsp.CONTROL_PACKET, rndis.encode(rndis.Keepalive(77))) is not None
@@ -411,17 +605,22 @@ def test_the_packet_filter_and_the_mtu_decide_what_is_sent(guest):
     assert guest.port.stats().rx_drops == 1, "the port knows its MTU"
 
 
-def test_nothing_is_sent_after_revoke_close_or_teardown():
+@pytest.mark.parametrize("shared", [False, True])
+def test_nothing_is_sent_or_written_after_revoke_close_or_teardown(shared):
     for end in (
         lambda guest: guest.send(nvsp.RevokeReceiveBuffer(0xCAFE), flags=0),
         lambda guest: guest.session.close(),
         lambda guest: guest.gpadls.clear(),
+        lambda guest: guest.lend(GPADL, 8),
     ):
-        guest = Guest().reach("open")
+        guest = Guest(shared=shared).reach("open")
+        memory = guest.gpadls[GPADL].memory
         end(guest)
+        before = None if memory is None else bytes(memory)
         guest.peer.transmit(frame(MAC, OTHER))
         deliver_all(guest.channel, guest.host)
         assert guest.packets == []
+        assert memory is None or bytes(memory) == before
         assert guest.port.stats().rx_drops == 1
         assert guest.failures == []
 

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from vmbus_emu.protocol import nvsp
+from vmbus_emu.protocol import nvsp, rndis
 
 EXAMPLES = {
     nvsp.Init(0x60001, 0x60001): "01000000 01000600 01000600",
@@ -54,6 +54,27 @@ def test_the_ready_made_packet_messages_are_what_encode_makes():
         assert len(wire) == 8
 
 
+@pytest.mark.parametrize("row", nvsp.MESSAGES, ids=lambda row: row.name)
+def test_the_padding_of_a_ring_changes_no_message(row):
+    message = row.fields(*range(1, len(row.fields._fields) + 1))
+    for size in (row.body.size, nvsp.MESSAGE_BYTES):
+        for padding in range(8):
+            assert nvsp.decode(nvsp.encode(message)[:size] + bytes(padding)) == message
+
+
+def test_a_packet_from_a_section_says_which_and_how_much():
+    assert nvsp.pack_in_section(7, 118) == nvsp.encode(nvsp.RndisPacket(nvsp.DATA_CHANNEL, 7, 118))
+
+
+@pytest.mark.parametrize("size", [0, 14, 1514, 9216])
+def test_a_frame_placed_in_a_buffer_is_the_message_that_would_be_sent(size):
+    frame = bytes(range(256)) * 36
+    buffer = bytearray(b"?" * 9300)
+    placed = nvsp.place_frame(memoryview(buffer), 5, memoryview(frame)[:size])
+    assert buffer[5 : 5 + placed] == rndis.pack_frame(frame[:size])
+    assert set(buffer[:5] + buffer[5 + placed :]) == {ord("?")}
+
+
 def test_one_range_is_packed_like_a_list_of_one():
     assert nvsp.pack_one_range(100, 1806, 1) == nvsp.pack_ranges([(100, 1806)], 1)
     assert nvsp.pack_one_range(100, 1806, 1)[:16].hex() == "feca0000" "01000000" "64000000" "0e070000"
@@ -61,7 +82,8 @@ def test_one_range_is_packed_like_a_list_of_one():
 
 def test_ranges_come_back_in_order_up_to_the_last_byte_of_the_buffer():
     ranges = [(100, 0), (44, 1806), (10, 4086)]
-    assert nvsp.unpack_ranges(nvsp.pack_ranges(ranges, 0), 4096) == (0, ranges)
+    for padding in range(8):
+        assert nvsp.unpack_ranges(nvsp.pack_ranges(ranges, 0) + bytes(padding), 4096) == (0, ranges)
 
 
 @pytest.mark.parametrize(

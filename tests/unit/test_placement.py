@@ -7,8 +7,10 @@ import importlib
 import pytest
 
 from vmbus_emu import placement
-from vmbus_emu.placement import ENTRIES, PLACEMENTS, VSPS, configuration, disks, instance_id, network, plan, processes
+from vmbus_emu.placement import ENTRIES, PLACEMENTS, VSPS, configuration, disks, instance_id, network, processes
+from vmbus_emu.plan import plan
 from vmbus_emu.topology import Topology, parse
+from vmbus_emu.topology.data import MAX_DISKS, MAX_NICS, PAGE
 
 ARCHS = tuple(PLACEMENTS)
 
@@ -61,6 +63,7 @@ def test_each_process_is_told_what_its_components_need_and_no_more(arch: str) ->
         assert ("storvsp" in config) == (where["storvsp"] == name)
         assert ("netvsp" in config) == (where["netvsp"] == name)
         assert ("partitions" in config) == (where["management"] == name)
+        assert (config["transport"], config["poll"]) == (made.transport, made.poll)
         assert [guest["name"] for guest in config["guests"]] == [vm for vm in ("vm1", "vm2") if where[vm] == name]
 
 
@@ -80,6 +83,27 @@ def test_guest_and_vsp_agree_on_their_devices() -> None:
         assert guest["disks"] == {d["device"]: d["instance"] for d in disks(made) if d["vm"] == vm.name}
         assert guest["nics"] == {p["device"]: p["instance"] for p in network(made)["ports"] if p["vm"] == vm.name}
         assert guest["hosts"] == {other.name: other.address for other in made.vms}
+
+
+@pytest.mark.parametrize(("disks", "nics", "expected"), [
+    (0, 0, []),
+    (1, 0, [("storvsp", 1 << 32, 2336)]),
+    (0, 2, [("netvsp", 1 << 33, 256)]),
+    (3, 1, [("storvsp", 1 << 32, 2400), ("netvsp", 1 << 33, 128)]),
+])
+def test_a_guest_has_a_region_of_io_memory_for_each_vsp_that_serves_it(
+    disks: int, nics: int, expected: list[tuple[str, int, int]]
+) -> None:
+    (vm,) = parse({"vm": [{"name": "a", "disk": [{"null": "1GiB"}] * disks, "nic": [{}] * nics}]}).vms
+    regions = placement.io_memory(vm)
+    assert [(region["vsp"], region["gpa"], region["pages"]) for region in regions] == expected
+    assert placement.guest(parse({"vm": [{"name": "b"}]}), vm)["io_memory"] == regions
+
+
+def test_the_regions_of_the_largest_vm_do_not_meet() -> None:
+    (vm,) = parse({"vm": [{"name": "a", "disk": [{"null": "1GiB"}] * MAX_DISKS, "nic": [{}] * MAX_NICS}]}).vms
+    storage, network = placement.io_memory(vm)
+    assert storage["gpa"] + storage["pages"] * PAGE <= network["gpa"]
 
 
 @pytest.mark.parametrize("arch", ARCHS)

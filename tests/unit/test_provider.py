@@ -24,13 +24,14 @@ class Vsp:
 
     def __init__(self, provider: Provider, name: str, patient: bool = True) -> None:
         self.asked: list[tuple[Any, ...]] = []
+        self.gone: list[int] = []
         self.patient = patient
         self.face = provider.add_vsp(name, self)
 
     def offer(self, key: int, vm: str) -> None:
         self.face.offer(key, vm, INTERFACE, uuid.UUID(int=key).bytes_le, b"endpoint")
 
-    def open(self, key: int, ticket: int, pid: int, openid: int) -> None:
+    def open(self, key: int, ticket: int, pid: int, openid: int, *ring: int) -> None:
         self.asked.append(("open", key, pid, openid))
         if self.patient:
             self.face.opened(key, ticket, True)
@@ -40,18 +41,25 @@ class Vsp:
         if self.patient:
             self.face.closed(key, ticket)
 
-    def accept_gpadl(self, key: int, gpadl: int, ticket: int, nbytes: int) -> None:
+    def accept_gpadl(self, key: int, gpadl: int, ticket: int, nbytes: int, *where: Any) -> None:
         self.asked.append(("accept_gpadl", key, gpadl, nbytes))
         self.face.gpadl_accepted(key, gpadl, ticket, True)
+
+    def gpadl_pages(self, key: int, gpadl: int, part: bytes) -> None:
+        raise AssertionError("in one process nothing comes in parts")
 
     def tear_down_gpadl(self, key: int, gpadl: int, ticket: int) -> None:
         self.asked.append(("tear_down_gpadl", key, gpadl))
         self.face.gpadl_torn_down(key, gpadl, ticket)
 
+    def partition_gone(self, partition: int) -> None:
+        self.gone.append(partition)
+
 
 class Guest:
     def __init__(self, wires: Any, partition: int) -> None:
         self.wires = wires
+        self.partition = partition
         self.vp = wires.processor(partition)
         self.pid = wires.hypervisor.partitions[partition].vps[0]
         self.seen: list[Any] = []
@@ -192,6 +200,7 @@ def test_a_dead_guest_lets_go_of_everything_it_had(root: Root) -> None:
     root.provider.peer_died("vm1")
     root.wires.settle()
     assert root.vsp.asked[-1] == ("close", 1)
+    assert set(root.vsp.gone) == {guest.partition}
     assert root.counters()["connections"] == 0
 
 

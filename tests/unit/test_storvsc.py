@@ -12,10 +12,11 @@ import pytest
 
 from partitions.child.storvsc import StorVsc
 from partitions.parent import scsi_target
-from vmbus_emu.channel import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, channel_pair
+from vmbus_emu.channel import channel_pair
 from vmbus_emu.device import BLOCK_SIZE, BlockInfo, BlockRequest, Buffer, Op, Status
 from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import scsi, vstor
+from vmbus_emu.protocol.packets import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND
 from vmbus_emu.protocol.vstor import Operation, State
 from vmbus_emu.task import Future
 

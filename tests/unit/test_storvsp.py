@@ -11,9 +11,10 @@ import pytest
 
 from drivers.disk import NullDisk
 from partitions.parent.storvsp import StorVspSession
-from vmbus_emu.channel import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, MemoryChannel, channel_pair
+from vmbus_emu.channel import MemoryChannel, channel_pair
 from vmbus_emu.device import BlockInfo, BlockRequest, BlockStats, Op, Status
 from vmbus_emu.protocol import scsi, vstor
+from vmbus_emu.protocol.packets import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND
 from vmbus_emu.protocol.vstor import Direction, Operation
 
 INFO = BlockInfo(block_count=1000, serial="s", queue_depth=4)

@@ -39,6 +39,7 @@ def errors_of(path: Path | None, flags: Overrides | None = None, limits: bool = 
 def test_without_a_file_there_are_two_vms_with_a_ram_disk_and_a_nic() -> None:
     topology = build(None, Overrides())
     assert (topology.name, topology.arch, topology.transport) == ("default", "microkernel", "zmq")
+    assert topology.poll == "adaptive"
     assert [vm.name for vm in topology.vms] == ["vm1", "vm2"]
     assert [switch.name for switch in topology.switches] == ["s0"]
     vm = topology.vms[0]
@@ -49,7 +50,8 @@ def test_without_a_file_there_are_two_vms_with_a_ram_disk_and_a_nic() -> None:
 
 
 def test_a_topology_survives_msgpack() -> None:
-    topology = build(None, Overrides(vms=3, policies=("parent=standby",)))
+    topology = build(None, Overrides(transport="ring", vms=3, policies=("parent=standby",), poll="always"))
+    assert topology.poll == "always"
     assert Topology.from_dict(topology.to_dict()) == topology
     assert Topology.from_dict(msgpack.unpackb(msgpack.packb(topology.to_dict()))) == topology
 
@@ -148,8 +150,36 @@ def test_flags_override_the_file(lab: Lab) -> None:
     assert [vm.name for vm in build(path, Overrides(arch="monolithic", transport="zmq", vms="1")).vms] == ["web"]
 
 
-def test_the_monolith_takes_any_transport_because_it_uses_none() -> None:
+def test_the_monolith_takes_any_transport_because_it_uses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmbus_emu.topology.file.host_machine", lambda: "aarch64")
     assert build(None, Overrides(arch="monolithic", transport="ring")).arch == "monolithic"
+    assert build(None, Overrides(arch="monolithic", poll="never")).poll == "never"
+
+
+@pytest.mark.parametrize("arch", ["microkernel", "disaggregated"])
+@pytest.mark.parametrize("poll", data.POLLS)
+def test_the_ring_is_a_transport_of_both_that_have_channels(lab: Lab, arch: str, poll: str) -> None:
+    made = load(lab(f'arch = "{arch}"\ntransport = "ring"\npoll = "{poll}"'))
+    assert (made.transport, made.poll) == ("ring", poll)
+    assert build(lab('poll = "never"'), Overrides(arch=arch, transport="ring")).poll == "never"
+    assert build(lab('transport = "ring"\npoll = "never"'), Overrides(arch=arch, poll=poll)).poll == poll
+
+
+def test_a_poll_that_nobody_would_use_is_told_where_it_stands(lab: Lab) -> None:
+    told = "only transport ring polls; add --transport ring"
+    assert errors_of(None, Overrides(poll="never")) == [f"flags:--poll: {told}"]
+    assert errors_of(lab('transport = "ring"'), Overrides(transport="zmq", poll="never")) == [f"flags:--poll: {told}"]
+    path = lab('transport = "ring"\npoll = "never"')
+    assert build(path, Overrides(transport="zmq")).transport == "zmq"   # the same file, tried without the ring
+    assert errors_of(lab('transport = "zmq"\npoll = "never"')) == [f"lab.toml:poll: {told}"]
+
+
+def test_a_machine_that_reorders_stores_has_no_ring(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmbus_emu.topology.file.host_machine", lambda: "aarch64")
+    told = "the ring needs a machine with total store order (x86-64); use zmq"
+    assert errors_of(lab('transport = "ring"')) == [f"lab.toml:transport: {told}"]
+    assert errors_of(None, Overrides(transport="ring", poll="never")) == [f"flags:--transport: {told}"]
+    assert build(None, Overrides()).transport == "zmq"
 
 
 ONE_FAULT = {
@@ -158,7 +188,11 @@ ONE_FAULT = {
     'name = "lab\\n"': ("name", "lower-case"),
     "name = 3": ("name", "is 3"),
     'arch = "microkernal"': ("arch", 'did you mean "microkernel"?'),
-    'transport = "ring"': ("transport", '"ring" is not available yet; use "zmq"'),
+    'transport = "rign"': ("transport", 'did you mean "ring"?'),
+    'transport = "rign"\npoll = "always"': ("transport", 'did you mean "ring"?'),
+    'transport = "ring"\npoll = "allways"': ("poll", 'did you mean "always"?'),
+    'poll = "adaptive"': ("poll", "only transport ring polls; add --transport ring"),
+    'arch = "disaggregated"\ntransport = "zmq"\npoll = "never"': ("poll", "only transport ring polls"),
     "vm = 3": ("vm", "not a list"),
     "vm = [3]": ("vm[0]", "not a table"),
     "vm = []": ("vm", "no VMs"),
@@ -217,9 +251,10 @@ def test_one_fault_is_one_line_with_file_key_and_what_to_try(lab: Lab, text: str
 
 def test_all_faults_of_file_and_flags_come_at_once(lab: Lab) -> None:
     path = lab('arch = "x"\nvm = [{name = "a", memory = "1"}, {name = "a"}]\n[policy]\nparent = "x"')
-    flags = Overrides(name="X", transport="tcp", disks=("b=i.img", "none.img"), policies=("parent", "x=halt", "role=x"))
+    policies = ("parent", "x=halt", "role=x")
+    flags = Overrides(name="X", transport="tcp", poll="x", disks=("b=i.img", "none.img"), policies=policies)
     assert [line.partition(": ")[0] for line in errors_of(path, flags)] == [
-        "flags:--name", "lab.toml:arch", "flags:--transport", "lab.toml:vm[1].name", "flags:--disk",
+        "flags:--name", "lab.toml:arch", "flags:--transport", "flags:--poll", "lab.toml:vm[1].name", "flags:--disk",
         "lab.toml:a.memory", "flags:--disk", "lab.toml:policy.parent", *["flags:--policy"] * 3,
     ]
 

@@ -8,7 +8,17 @@ from typing import Any
 import msgpack
 import pytest
 
-from partitions.parent.vsplink import TO_PROVIDER, TO_VSP, RemoteProvider, RemoteVsp, dispatch, encode
+from partitions.parent.vsplink import (
+    RUN_BYTES,
+    TO_PROVIDER,
+    TO_VSP,
+    RemoteProvider,
+    RemoteVsp,
+    decode_pages,
+    dispatch,
+    encode,
+    encode_pages,
+)
 from vmbus_emu.protocol.hypercall import MAX_PAYLOAD
 
 SAMPLES: dict[type, Any] = {int: (1 << 64) - 1, str: "a reason", bytes: b"\0" * 16, bool: True}
@@ -60,3 +70,35 @@ def test_what_is_no_operation_of_the_table_is_not_called(message: Any) -> None:
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x95\xa4open", b"\x91" * 240], ids=repr)
 def test_what_is_no_msgpack_is_not_called(payload: bytes) -> None:
     assert not dispatch(TO_VSP, Recorder(), payload)
+
+
+PFNS = {
+    "one piece": list(range(1 << 20, (1 << 20) + 2336)),
+    "backwards": list(range(5000, 4000, -1)),
+    "one page": [7],
+    "the same page again": [3, 3, 3, 4],
+    "at the end of the address space": [(1 << 52) - 2, (1 << 52) - 1, 0],
+}
+
+
+@pytest.mark.parametrize("pfns", PFNS.values(), ids=PFNS)
+def test_page_numbers_survive_their_runs(pfns: list[int]) -> None:
+    assert decode_pages(encode_pages(pfns)) == pfns
+
+
+def test_one_piece_is_one_run() -> None:
+    assert len(encode_pages(PFNS["one piece"])) == RUN_BYTES
+
+
+@pytest.mark.parametrize("count", [1, 12, 13, 24, 25, 1000])
+def test_runs_too_long_for_one_message_come_in_parts_and_in_order(count: int) -> None:
+    runs = encode_pages(range(2 * count, 0, -2))
+    most = (1 << 32) - 1
+    sent: list[bytes] = []
+    RemoteVsp(sent.append).accept_gpadl(most, most, 1 << 63, most, 4095, 1 << 63, 1 << 63, most, runs)
+    assert max(map(len, sent)) <= MAX_PAYLOAD
+    target = Recorder()
+    assert all([dispatch(TO_VSP, target, payload) for payload in sent])
+    assert [call[0] for call in target.calls] == ["gpadl_pages"] * (len(sent) - 1) + ["accept_gpadl"]
+    assert {call[1:3] for call in target.calls} == {(most, most)}
+    assert b"".join(call[-1] for call in target.calls) == runs

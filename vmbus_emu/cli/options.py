@@ -101,8 +101,10 @@ _TOPOLOGY_OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  shell_complete=complete_machines),
     click.option("--arch", metavar="ARCH", help="microkernel, monolithic or disaggregated.",
                  shell_complete=_complete_words("ARCHES")),
-    click.option("--transport", metavar="TRANSPORT", help="What carries channel data: zmq.",
+    click.option("--transport", metavar="TRANSPORT", help="What carries channel data: zmq or ring.",
                  shell_complete=_complete_words("TRANSPORTS")),
+    click.option("--poll", metavar="POLL", help="How ring ends wait: never, adaptive or always spin.",
+                 shell_complete=_complete_words("POLLS")),
     click.option("--vms", metavar="N", help="Number of VMs.  [default: the file's, or 2]"),
     click.option("--disk", "disks", multiple=True, metavar="[VM=]FILE", type=click.Path(),
                  help="Image file for a VM (without VM=: the first), in place of the disks it has. Repeatable."),
@@ -123,6 +125,7 @@ def topology(
     name: str | None,
     arch: str | None,
     transport: str | None,
+    poll: str | None,
     vms: str | None,
     disks: tuple[str, ...],
     policies: tuple[str, ...],
@@ -134,4 +137,4 @@ def topology(
     """
     from vmbus_emu.topology import Overrides, build
 
-    return build(file, Overrides(name, arch, transport, vms, tuple(disks), tuple(policies)), limits)
+    return build(file, Overrides(name, arch, transport, vms, tuple(disks), tuple(policies), poll), limits)

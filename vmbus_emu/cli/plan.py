@@ -11,7 +11,7 @@ from vmbus_emu.cli.options import json_option, topology, topology_options
 from vmbus_emu.cli.table import Column, json_text, plural, render
 
 if TYPE_CHECKING:
-    from vmbus_emu.placement import Plan
+    from vmbus_emu.plan import Plan
     from vmbus_emu.topology import Topology
 
 _COMPONENTS = (Column("PROCESS", shrinks=True), Column("COMPONENT", shrinks=True), Column("ROLE"), Column("WHAT"))
@@ -31,7 +31,7 @@ def plan(as_json: bool, **options: Any) -> None:
       vmbus-emu plan lab.toml --json
     """
     wanted = topology(limits=False, **options)
-    from vmbus_emu.placement import plan as placed
+    from vmbus_emu.plan import plan as placed
 
     result = placed(wanted)
     if as_json:

@@ -46,7 +46,11 @@ CALLS: dict[int, Call] = {
 
 
 def execute(hypervisor: Hypervisor, caller: Vp, sequence: int, control: int, block: bytes) -> list[Effect]:
-    """One call of ``caller``: input control word and input block (protocol sheet 1.2), and what comes of it."""
+    """One call of ``caller``: input control word and input block (protocol sheet 1.2), and what comes of it.
+
+    The reply is the last effect, and effects are carried out in order: who has seen the reply finds in its socket
+    what the call handed out.
+    """
     hypervisor.hypercalls += 1
     effects: list[Effect] = []
     code = hv.call_code(control)

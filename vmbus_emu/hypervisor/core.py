@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vmbus_emu.hypervisor.tables import Grant, HypervisorStats, Memory, Partition, PartitionState, Port, Vp
+from vmbus_emu.hypervisor.tables import Grant, HypervisorStats, Partition, PartitionState, Port, Vp
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import HvStatus, PortType
 
@@ -68,7 +68,18 @@ class HandOut:
     grant: Grant
 
 
-Effect = Reply | Deliver | Raise | PowerOn | PowerOff | HandOut
+@dataclass(frozen=True, slots=True)
+class HandDoorbell:
+    """Make a doorbell and send it to both its ends: ``owner`` of port ``port``, and ``partition`` with its
+    ``connection`` to it."""
+
+    owner: int
+    port: int
+    partition: int
+    connection: int
+
+
+Effect = Reply | Deliver | Raise | PowerOn | PowerOff | HandOut | HandDoorbell
 Result = tuple[HvStatus, bytes]
 
 
@@ -106,11 +117,11 @@ class Hypervisor:
         return True
 
     def add_memory(self, number: int, gpa: int, pages: int) -> bool:
-        """The machine fitted ``pages`` pages of I/O memory at ``gpa`` into partition ``number``."""
+        """The machine fitted a region of ``pages`` pages of I/O memory at ``gpa`` into partition ``number``."""
         partition = self.partitions.get(number)
         if partition is None:
             return False
-        partition.memory = Memory(gpa, pages)
+        partition.memory[gpa] = pages
         return True
 
     def powered(self, vp: Vp, pid: int | None) -> list[Effect]:
@@ -126,14 +137,17 @@ class Hypervisor:
         return [Reply(*caller, HvStatus.SUCCESS if bound else HvStatus.INSUFFICIENT_MEMORY)]
 
     def died(self, pid: int) -> list[Effect]:
-        """A process ended. Its VP's ports go with it, so that nobody posts into the void; when it was the
-        root's VP 0, the VMBus provider, every other partition hears of it."""
+        """A process ended. Its VP's ports go with it, so that nobody posts into the void. VP 0's descriptors of
+        granted memory went with it too: so do the grants, and whoever takes its place must be granted anew. When
+        it was the root's VP 0, the VMBus provider, every other partition hears of it."""
         for partition in self.partitions.values():
             for index, bound in list(partition.vps.items()):
                 if bound == pid:
                     del partition.vps[index]
                     for port in [p for p in partition.ports.values() if p.vp == index]:
                         self.delete_port(port)
+                    if index == 0:
+                        self.grants = {g for g in self.grants if g.grantee != partition.number}
                     if (partition.number, index) == (hv.PARTITION_ROOT, 0):
                         return self._parent_reset()
         return []

@@ -1,10 +1,13 @@
-"""Memory grants: which partition may map which pages of another one's I/O memory."""
+"""Memory grants: which partition may map which region of another one's I/O memory.
+
+A grant is of one whole region. What the grantee gets is a descriptor of the region's memory file, and a descriptor
+shows the whole file: of a part, it would show pages that nobody granted.
+"""
 
 from __future__ import annotations
 
 from vmbus_emu.hypervisor.core import Effect, HandOut, Hypervisor, Request, Result
 from vmbus_emu.hypervisor.tables import Grant, PartitionState
-from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Access, HvStatus
 
 MAX_GRANTS = 64             # per owner
@@ -18,10 +21,7 @@ def _grant_of(hypervisor: Hypervisor, call: Request) -> Grant | HvStatus:
     if grantee.number != call.caller[0] and grantee.parent != call.caller[0]:
         return HvStatus.INVALID_PARTITION_ID
     _, _, gpa, pages, access = call.args
-    memory = owner.memory
-    if memory is None or pages == 0 or gpa % hv.PAGE or access not in (1, 2, 3):
-        return HvStatus.INVALID_PARAMETER
-    if gpa < memory.gpa or gpa + pages * hv.PAGE > memory.gpa + memory.pages * hv.PAGE:
+    if owner.memory.get(gpa) != pages or access not in (1, 2, 3):
         return HvStatus.INVALID_PARAMETER
     return Grant(owner.number, grantee.number, gpa, pages, Access(access))
 

@@ -1,8 +1,12 @@
-"""Ports, connections, messages and events: how partitions reach each other (protocol sheet 1.4, 1.5)."""
+"""Ports, connections, messages and events: how partitions reach each other (protocol sheet 1.4, 1.5).
+
+A doorbell port carries nothing through here: each end gets one end of a pipe, and rings or is rung
+without a hypercall. So a doorbell's connection is no target for PostMessage or SignalEvent.
+"""
 
 from __future__ import annotations
 
-from vmbus_emu.hypervisor.core import Deliver, Effect, Hypervisor, Raise, Request, Result
+from vmbus_emu.hypervisor.core import Deliver, Effect, HandDoorbell, Hypervisor, Raise, Request, Result
 from vmbus_emu.hypervisor.tables import PartitionState, Port
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import HvStatus, PortType
@@ -17,8 +21,10 @@ def create_port(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Res
         return HvStatus.INVALID_PARTITION_ID, b""
     if partition.state is PartitionState.FINALIZED:
         return HvStatus.INVALID_PARTITION_STATE, b""
-    if kind not in (PortType.MESSAGE, PortType.EVENT) or sint > 15:
+    if kind not in (PortType.MESSAGE, PortType.EVENT, PortType.DOORBELL) or sint > 15:
         return HvStatus.INVALID_PARAMETER, b""
+    if kind == PortType.DOORBELL and vp != 0:  # descriptors go to VP 0's process; the port must not outlive it
+        return HvStatus.INVALID_VP_INDEX, b""
     if kind == PortType.EVENT and not 0 < flag_count <= hv.EVENT_FLAGS_PER_SINT - base_flag:
         return HvStatus.INVALID_PARAMETER, b""
     if number > hv.MAX_ID or number in partition.ports:
@@ -46,7 +52,12 @@ def connect_port(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Re
         return HvStatus.INVALID_CONNECTION_ID, b""
     if len(partition.connections) >= MAX_PORTS:
         return HvStatus.INSUFFICIENT_MEMORY, b""
+    if port.taken:
+        return HvStatus.OBJECT_IN_USE, b""
     partition.connections[number] = (owner.number, port_number)
+    if port.kind is PortType.DOORBELL:
+        port.taken = True
+        out.append(HandDoorbell(owner.number, port_number, partition.number, number))
     return HvStatus.SUCCESS, b""
 
 
@@ -65,8 +76,10 @@ def disconnect(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Resu
     partition = hypervisor.target(call.caller, call.args[0])
     if partition is None:
         return HvStatus.INVALID_PARTITION_ID, b""
-    if partition.connections.pop(call.args[1], None) is None:
+    target = partition.connections.pop(call.args[1], None)
+    if target is None:
         return HvStatus.INVALID_CONNECTION_ID, b""
+    hypervisor.partitions[target[0]].ports[target[1]].taken = False
     return HvStatus.SUCCESS, b""
 
 

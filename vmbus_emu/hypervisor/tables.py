@@ -25,7 +25,7 @@ class PartitionState(enum.IntEnum):
 
 @dataclass(slots=True)
 class Port:
-    """Where messages or events for a partition arrive."""
+    """Where messages or events for a partition arrive, or what a doorbell of its rings."""
 
     owner: int
     number: int
@@ -39,25 +39,19 @@ class Port:
     in_use: int = 0
     #: Event flags that are set and not yet seen; a set flag swallows further signals.
     pending_flags: set[int] = field(default_factory=set)
+    #: A doorbell that somebody is connected to: it has one descriptor, so it takes one connection.
+    taken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """``grantee`` may map ``pages`` pages of ``owner``'s I/O memory from guest-physical address ``gpa``."""
+    """``grantee`` may map ``owner``'s region of I/O memory, ``pages`` pages at guest-physical address ``gpa``."""
 
     owner: int
     grantee: int
     gpa: int
     pages: int
     access: Access
-
-
-@dataclass(slots=True)
-class Memory:
-    """A partition's I/O memory: ``pages`` pages at guest-physical address ``gpa``."""
-
-    gpa: int
-    pages: int
 
 
 @dataclass(slots=True)
@@ -72,7 +66,8 @@ class Partition:
     ports: dict[int, Port] = field(default_factory=dict)
     #: Connection id -> (partition, port id).
     connections: dict[int, tuple[int, int]] = field(default_factory=dict)
-    memory: Memory | None = None
+    #: Regions of I/O memory: guest-physical address -> pages. Each is a memory file of its own.
+    memory: dict[int, int] = field(default_factory=dict)
     #: A StartVirtualProcessor waits for the machine.
     starting: bool = False
 

@@ -7,9 +7,10 @@ the hypervisor asked for it (StartVirtualProcessor).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from vmbus_emu import lifeline, placement
@@ -28,6 +29,10 @@ BOOT_DEADLINE_S = 60.0
 
 _ROOT_VPS = {"parent": 0, "management": 1}
 ROOT_PROCESSES = tuple(_ROOT_VPS)
+
+#: Two partitions map a region of I/O memory. Could one of them cut its file short, the other would die of SIGBUS at
+#: its next access: so the size is final, and nobody can add or take a seal.
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 Progress = Callable[[str, int, int], Any]
 
@@ -54,9 +59,9 @@ class Power:
         self._media = media
         self._supervisor = supervisor
         self._specs = specs
-        self._vms = {vm.name for vm in topology.vms}
+        self._vms = {vm.name: vm for vm in topology.vms}
         self._bound: dict[int, Future[None]] = {}
-        self._memory: dict[str, int] = {}
+        self._memory: dict[str, list[int]] = {}
         self._front_ready: Future[None] = Future()
         self.zygotes: dict[str, Future[None]] = {}
         #: Component -> settled when it is ready, or cannot become it.
@@ -114,29 +119,34 @@ class Power:
     def start_zygote(self, role: str, name: str) -> None:
         process = self._supervisor.spawn(name, placement.ZYGOTE_ENTRY)
         self.zygotes[name] = Future()
-        process.line.send({"t": "start", "config": {"entry": placement.ENTRIES[role]}})
+        process.line.send({"t": "start", "config": {"entry": placement.entry(self._topology, role)}})
 
     def _announce(self, kind: str, process: Process, partition: int, vp: int, descriptors: socket.socket) -> None:
         """Tell the hypervisor which process stands in for which VP, with its descriptor socket and I/O memory."""
         self._bound[process.pid] = Future()
         message: Message = {"t": kind, "partition": partition, "vp": vp, "pid": process.pid}
-        fds = [descriptors.fileno()]
-        if process.name in self._vms:
-            message["memory"] = {"gpa": placement.IO_MEMORY_GPA, "pages": placement.IO_MEMORY_PAGES}
-            fds.append(self._io_memory(process.name))
-        self._supervisor.processes["hypervisor"].line.send(message, fds)
+        files = self._io_memory(process.name)
+        if files:
+            regions = placement.io_memory(self._vms[process.name])
+            message["memory"] = [{"gpa": region["gpa"], "pages": region["pages"]} for region in regions]
+        self._supervisor.processes["hypervisor"].line.send(message, [descriptors.fileno(), *files])
         descriptors.close()
 
-    def _io_memory(self, vm: str) -> int:
-        if vm not in self._memory:
-            fd = os.memfd_create(f"{vm}.io", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(fd, placement.IO_MEMORY_PAGES * PAGE)
-            self._memory[vm] = fd
-        return self._memory[vm]
+    def _io_memory(self, name: str) -> Sequence[int]:
+        """The memory files behind the regions of a VM's I/O memory, the same ones over its restarts; none for any
+        other process, and none on a transport that shares no memory."""
+        if name not in self._vms or self._topology.transport != "ring":
+            return ()
+        if name not in self._memory:
+            self._memory[name] = [
+                _memory_file(f"{name}.{region['vsp']}", region["pages"] * PAGE)
+                for region in placement.io_memory(self._vms[name])
+            ]
+        return self._memory[name]
 
     def _start(self, process: Process, spec: ProcessSpec) -> None:
         self._send_media(process, spec)
-        process.line.send({"t": "start", "config": self._config(spec)})
+        process.line.send({"t": "start", "config": self._config(spec)}, self._io_memory(spec.name))
 
     def _send_media(self, process: Process, spec: ProcessSpec) -> None:
         if any(component.role == "storvsp" for component in spec.components):
@@ -199,3 +209,10 @@ class Power:
         """These will not become ready. Of no effect on one that is."""
         for component in components:
             self.ready[component].reject(BootFailed(reason))
+
+
+def _memory_file(name: str, size: int) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd

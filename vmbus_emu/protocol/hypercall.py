@@ -105,8 +105,11 @@ CHILD_PRIVILEGES = Privilege.POST_MESSAGES | Privilege.SIGNAL_EVENTS
 
 
 class PortType(enum.IntEnum):
+    """Port types (1.3); a monitor port (3) is never made."""
+
     MESSAGE = 1
     EVENT = 2
+    DOORBELL = 4
 
 
 class Property(enum.IntEnum):

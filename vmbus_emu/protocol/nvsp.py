@@ -16,6 +16,8 @@ import enum
 import struct
 from typing import Any, Final, NamedTuple
 
+from vmbus_emu.protocol import rndis
+
 Buffer = bytes | bytearray | memoryview
 
 MESSAGE_BYTES: Final = 40
@@ -232,6 +234,27 @@ DATA_PACKET: Final = encode(RndisPacket(DATA_CHANNEL, NO_SECTION, 0))
 CONTROL_PACKET: Final = encode(RndisPacket(CONTROL_CHANNEL, NO_SECTION, 0))
 #: SEND_RNDIS_PKT_COMPLETE by status.
 COMPLETE: Final = {status: COMPLETE_HEAD.pack(RNDIS_PACKET_COMPLETE, status) for status in Status}
+
+_IN_SECTION: Final = struct.Struct("<IIII24x")
+_HEADER_BYTES: Final = rndis.PACKET_HEADER_BYTES
+_HEADER_BODY: Final = rndis.PACKET_HEADER_BYTES - rndis.HEADER.size
+
+
+def pack_in_section(section: int, nbytes: int) -> bytes:
+    """SEND_RNDIS_PKT of a data message of ``nbytes`` that stands in this section of the send buffer."""
+    return _IN_SECTION.pack(RNDIS_PACKET, DATA_CHANNEL, section, nbytes)
+
+
+def place_frame(memory: memoryview, at: int, frame: Buffer) -> int:
+    """Write the message of :func:`rndis.pack_frame` into a lent buffer, from byte ``at`` on; its length.
+
+    The frame is copied once. There must be room for it.
+    """
+    length = len(frame)
+    total = _HEADER_BYTES + length
+    rndis.PACKET_HEADER.pack_into(memory, at, rndis.PACKET, total, _HEADER_BODY, length, 0, 0, 0, 0, 0, 0, 0)
+    memory[at + _HEADER_BYTES : at + total] = frame
+    return total
 
 
 # -- transfer pages (protocol sheet 3.3) ----------------------------------------------------------------

@@ -205,8 +205,8 @@ _UNMAP_CDB = Struct(">BB5xHx")
 _UNMAP_LENGTH_OFFSET = 7
 _UNMAP_HEADER = Struct(">HH4x")
 _UNMAP_RANGE = Struct(">QI4x")
-#: As many as a 16-bit parameter list length can name.
-MAX_UNMAP_RANGES = (0xFFFF - _UNMAP_HEADER.size) // _UNMAP_RANGE.size
+#: What a disk here takes in one UNMAP: a driver may have to work them off at once, and others wait meanwhile.
+MAX_UNMAP_RANGES = 64
 #: Blocks one range can name.
 MAX_UNMAP_BLOCKS = 0xFFFF_FFFF
 UNMAP_ANCHOR = 0x01

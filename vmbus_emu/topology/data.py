@@ -16,6 +16,9 @@ from typing import Any, Literal
 
 ARCHES = ("microkernel", "monolithic", "disaggregated")
 TRANSPORTS = ("zmq", "ring")
+#: How an end of a ring waits for the other: sleep at once, spin within a budget that hits and misses move, always spin.
+POLLS = ("never", "adaptive", "always")
+DEFAULT_POLL = "adaptive"
 #: What a death may lead to (design: who keeps what, and what its death means).
 POLICIES = ("restart", "standby", "halt", "reboot", "degraded", "recover")
 #: Who can have a policy: the roles that ``ps`` shows and that can be started anew, and the one process of the monolith.
@@ -135,7 +138,8 @@ class SwitchSpec:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """One machine. ``transport`` means nothing in the monolithic architecture, where a request is a call."""
+    """One machine. ``transport`` means nothing in the monolithic architecture, where a request is a call, and
+    ``poll`` nothing on any transport but ``ring``."""
 
     name: str
     arch: str
@@ -145,6 +149,7 @@ class Topology:
     policy: Mapping[str, str] = field(default_factory=dict)
     hardware: Mapping[str, Any] = field(default_factory=dict)
     roles: Mapping[str, Any] = field(default_factory=dict)
+    poll: str = DEFAULT_POLL
 
     def to_dict(self) -> dict[str, Any]:
         """Only msgpack's types (MACs stay bytes); :meth:`from_dict` is the exact inverse, after msgpack too."""

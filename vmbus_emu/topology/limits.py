@@ -36,10 +36,11 @@ class Demand:
 
 #: Standard streams, the loop, logs, ZeroMQ's own threads and mailboxes, the run folder's lock.
 _BASE = 40
-# Per VM the machine keeps its lifeline, its pidfd, its console and the media; a channel over ZeroMQ costs its
-# listener, its connection, its mailbox, and two that come and go while it is opened and torn down.
+# Per VM the machine keeps its lifeline, its pidfd, its console, the media and two memory files, the hypervisor its
+# connection, its descriptor socket and the memory files. A channel over ZeroMQ costs its listener, its connection,
+# its mailbox, and two that come and go while it is opened and torn down; one over rings needs fewer.
 _MACHINE = Demand("machine", base=_BASE, per_vm=8, per_disk=0, per_nic=0)
-_HYPERVISOR = Demand("hypervisor", base=_BASE, per_vm=3, per_disk=0, per_nic=0, sockets_base=4)
+_HYPERVISOR = Demand("hypervisor", base=_BASE, per_vm=4, per_disk=0, per_nic=0, sockets_base=4)
 DEMANDS: Mapping[str, tuple[Demand, ...]] = {
     "microkernel": (
         _MACHINE,

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from partitions.child.console import CommandError
-from vmbus_emu.device import BLOCK_SIZE, BlockDevice, BlockRequest, Buffer, Op, Status
+from vmbus_emu.device import BLOCK_SIZE, BlockDevice, BlockRequest, Buffer, Memory, Op, Status
 from vmbus_emu.loop import Loop
 from vmbus_emu.task import Future, sleep
 
@@ -31,7 +31,7 @@ REASONS = {
 
 
 def start(
-    disk: BlockDevice, op: Op, lba: int = 0, blocks: int = 0, buffer: Buffer | None = None
+    disk: BlockDevice, op: Op, lba: int = 0, blocks: int = 0, buffer: Memory | None = None
 ) -> Future[BlockRequest]:
     """Submit one request; the future resolves with it, whatever its status."""
     future: Future[BlockRequest] = Future()

@@ -19,12 +19,11 @@ import zmq
 from partitions.child import commands
 from partitions.child.console import Session, Usage
 from partitions.child.process import ChildProcess
-from vmbus_emu.channel import IN_BAND
 from vmbus_emu.lifeline import CHUNK, MAX_MESSAGE
 from vmbus_emu.node import Node
-from vmbus_emu.protocol import guids
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol import vmbus as wire
+from vmbus_emu.protocol.packets import IN_BAND
 
 HERE: dict[str, Any] = {}
 
@@ -213,9 +212,15 @@ async def own_channel_oversized(session: Session) -> None:
 
 def disk_channel(session: Session) -> Any:
     """The socket below our own disk."""
-    driver = bus(session)
-    (relid,) = (relid for relid, offer in driver._offers.items() if offer.interface == guids.SCSI.bytes_le)
+    driver, relid = disk_relid(session)
     return driver._channels[relid]._port
+
+
+def disk_relid(session: Session) -> tuple[Any, int]:
+    """The bus driver, and our own disk's channel there."""
+    driver = bus(session)
+    (relid,) = (relid for relid, coming in driver._offered_devices.items() if coming.vsp == "storvsp")
+    return driver, relid
 
 
 async def realtime_signal(session: Session) -> None:

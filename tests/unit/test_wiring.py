@@ -1,0 +1,92 @@
+"""What the root wires: ports, doorbells and grants, held against a hypervisor's tables. No process, no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from partitions.parent.wiring import Wiring
+from vmbus_emu.hypervisor.core import Effect, HandDoorbell, HandOut
+from vmbus_emu.hypervisor.tables import Grant
+from vmbus_emu.protocol import hypercall as hv
+from vmbus_emu.protocol.hypercall import Access, HvStatus
+from vmbus_emu.task import Task
+
+S = HvStatus
+GPA, PAGES = 1 << 32, 16
+CHILD, VSP = 2, 3
+
+
+class Bench:
+    """The root's wiring, a child with I/O memory, a VSP in a partition of its own, and what is handed out."""
+
+    def __init__(self, wires: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wires = wires
+        self.vp = wires.processor()
+        self.wiring = Wiring(self.vp)
+        assert (wires.child("vm1"), wires.child("storvsp")) == (CHILD, VSP)
+        wires.hypervisor.add_memory(CHILD, GPA, PAGES)
+        self.handed: list[Effect] = []
+        apply = wires.apply
+
+        def watched(effects: list[Effect]) -> None:
+            self.handed += [effect for effect in effects if isinstance(effect, HandDoorbell | HandOut)]
+            apply(effects)
+
+        monkeypatch.setattr(wires, "apply", watched)
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self.wires.result(Task(self.wires.loop, coroutine))
+
+
+@pytest.fixture
+def bench(wires: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(wires, monkeypatch)
+
+
+@pytest.mark.parametrize("vsp", [hv.PARTITION_ROOT, VSP])
+def test_a_channel_has_a_doorbell_each_way(bench: Bench, vsp: int) -> None:
+    assert bench.run(bench.wiring.make_doorbells(CHILD, vsp, 500)) == [S.SUCCESS] * 4
+    assert bench.handed == [HandDoorbell(vsp, 500, CHILD, 500), HandDoorbell(CHILD, 500, vsp, 500)]
+    assert S.INVALID_PORT_ID in bench.run(bench.wiring.make_doorbells(CHILD, vsp, 500))
+    assert len(bench.handed) == 2
+
+
+@pytest.mark.parametrize("vsp", [hv.PARTITION_ROOT, VSP])
+def test_doorbells_are_deleted_whole_and_can_be_made_again(bench: Bench, vsp: int) -> None:
+    for _ in range(2):
+        assert bench.run(bench.wiring.make_doorbells(CHILD, vsp, 500)) == [S.SUCCESS] * 4
+        assert bench.run(bench.wiring.delete_doorbells(CHILD, vsp, 500)) == [S.SUCCESS] * 2
+        stats = bench.wires.hypervisor.stats()
+        assert (stats.ports, stats.connections) == (0, 0)
+    assert len(bench.handed) == 4
+
+
+def test_doorbells_that_were_made_in_part_are_cleared_up_by_deleting_them(bench: Bench) -> None:
+    assert S.INVALID_PARTITION_ID in bench.run(bench.wiring.make_doorbells(CHILD, 99, 500))
+    assert bench.run(bench.wiring.delete_doorbells(CHILD, 99, 500)) == [S.INVALID_PARTITION_ID, S.SUCCESS]
+    assert bench.wires.hypervisor.stats().ports == 0
+
+
+@pytest.mark.parametrize("vsp", [hv.PARTITION_ROOT, VSP])
+def test_a_region_is_granted_once_for_reading_and_writing(bench: Bench, vsp: int) -> None:
+    assert bench.run(bench.wiring.grant(CHILD, vsp, GPA, PAGES)) is S.SUCCESS
+    assert bench.handed == [HandOut(Grant(CHILD, vsp, GPA, PAGES, Access.READ | Access.WRITE))]
+    assert bench.run(bench.wiring.grant(CHILD, vsp, GPA, PAGES)) is S.OBJECT_IN_USE
+    assert bench.run(bench.wiring.grant(CHILD, vsp, GPA, PAGES - 1)) is S.INVALID_PARAMETER
+    assert len(bench.handed) == 1
+
+
+@pytest.mark.parametrize(("method", "calls"), [
+    (lambda wiring: wiring.wire_management(), 4), (lambda wiring: wiring.wire_child(CHILD), 5),
+    (lambda wiring: wiring.wire_vsp(VSP), 4), (lambda wiring: wiring.make_doorbells(CHILD, VSP, 500), 4),
+])
+def test_calls_are_made_at_once_and_answered_in_their_order(
+    bench: Bench, method: Callable[[Wiring], Coroutine[Any, Any, list[HvStatus]]], calls: int
+) -> None:
+    task = Task(bench.wires.loop, method(bench.wiring))
+    bench.wires.loop.step(0.0)
+    assert (bench.vp.hypercalls, task.done) == (calls, False)
+    assert bench.wires.result(task) == [S.SUCCESS] * calls

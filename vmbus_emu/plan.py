@@ -1,0 +1,104 @@
+"""What ``up`` would build, as data: processes, the components in them, and the ways between. Starts nothing.
+
+Pure functions of a topology, for ``vmbus-emu plan``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vmbus_emu.placement import ZYGOTES, processes
+from vmbus_emu.topology.data import DiskSpec, Topology, VmSpec
+
+#: What each component is, for ``plan``; in the monolith the VSPs' places are taken by the bare drivers.
+MEANING = {
+    "hypervisor": "partitions, hypercalls, messages, memory grants",
+    "parent": "VMBus provider: offers, channels, GPADLs",
+    "storvsp": "storage VSP and disk drivers",
+    "netvsp": "network VSP and virtual switch",
+    "management": "the controlling function: creates and starts partitions",
+    "child": "guest with storvsc and netvsc",
+    "zygote": "has the code of a VM loaded and forks VMs",
+}
+MONOLITH_MEANING = MEANING | {
+    "storvsp": "disk drivers alone: guests call them, there is no VSP",
+    "netvsp": "virtual switch alone: guests call it, there is no VSP",
+    "child": "guest thread, its devices are function calls",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlanComponent:
+    name: str
+    role: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanProcess:
+    name: str
+    role: str
+    components: tuple[PlanComponent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLink:
+    """A way from ``source`` to ``target``; ``kind`` is call, channel, hypercall or lifeline."""
+
+    source: str
+    target: str
+    kind: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    processes: tuple[PlanProcess, ...]
+    links: tuple[PlanLink, ...]
+
+
+def plan(topology: Topology) -> Plan:
+    """What ``up`` would build. Starts nothing."""
+    monolith = topology.arch == "monolithic"
+    meaning = MONOLITH_MEANING if monolith else MEANING
+    links: list[PlanLink] = []
+    box = PlanComponent("machine", "machine", "the box: power, media, consoles")
+    planned = [PlanProcess("machine", "machine", (box,))]
+    for role, name in ZYGOTES.items():
+        if any(process.role == role for process in processes(topology)):
+            planned.append(PlanProcess(name, "zygote", (PlanComponent(name, "zygote", MEANING["zygote"]),)))
+            links.append(PlanLink("machine", name, "lifeline", "births"))
+    for process in processes(topology):
+        planned.append(
+            PlanProcess(
+                process.name,
+                process.role,
+                tuple(PlanComponent(c.name, c.role, meaning[c.role]) for c in process.components),
+            )
+        )
+        links.append(PlanLink("machine", process.name, "lifeline", "power, console, descriptors"))
+        if not monolith and process.role != "hypervisor":
+            links.append(PlanLink(process.name, "hypervisor", "hypercall", "control messages only"))
+    for vm in topology.vms:
+        links += _data_links(topology, vm, monolith)
+    return Plan(tuple(planned), tuple(links))
+
+
+def _data_links(topology: Topology, vm: VmSpec, monolith: bool) -> Iterator[PlanLink]:
+    kind = "call" if monolith else "channel"
+    for index, disk in enumerate(vm.disks):
+        note = "BlockDevice, one lock per device" if monolith else f"storvsc to storvsp over {topology.transport}"
+        yield PlanLink(f"{vm.name}.disk{index}", "storvsp", kind, note)
+        yield PlanLink("storvsp", f"{disk.kind} driver", "call", _medium(disk))
+    for index, nic in enumerate(vm.nics):
+        note = "NetworkPort, one lock per switch" if monolith else f"netvsc to netvsp over {topology.transport}"
+        yield PlanLink(f"{vm.name}.nic{index}", "netvsp", kind, note)
+        yield PlanLink("netvsp", f"switch {nic.switch}", "call", "learning virtual switch")
+
+
+def _medium(disk: DiskSpec) -> str:
+    mode = ", read-only" if disk.read_only else ""
+    if disk.kind == "file":
+        return f"{disk.path}{mode}"
+    return f"{disk.size_bytes} bytes{mode}"
