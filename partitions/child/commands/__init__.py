@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from partitions.child.commands import network, storage, system
+from partitions.child.commands import iobench, network, storage, system
 from partitions.child.console import Session
 
 
@@ -52,6 +52,11 @@ COMMANDS: dict[str, Command] = {
         Command("discard", "discard DISK OFFSET LENGTH",
                 "give blocks back (UNMAP); they read as zeros afterwards", storage.discard),
         Command("null", "null DISK [COUNT]", "send null requests (TEST UNIT READY) and time them", storage.null),
+        Command("iobench", "iobench [-o null|read|write] [-b SIZE] [-d DEPTH] [-n COUNT] [-s SPAN] [-r] [-t] [-j] DISK",
+                "keep DEPTH requests (1, at most 64) of SIZE (4k) under way, COUNT (10000) in all, and time them; -o "
+                "null (default), read, or write: overwrites with zeros; -s in the first SPAN, -r at random, -t touch "
+                "what was read, -j JSON",
+                iobench.iobench),
         Command("inquiry", "inquiry DISK [PAGE]",
                 "SCSI INQUIRY: identity, or a vital product data page (00 80 83 b0 b1 b2)", storage.inquiry),
         Command("lsblk", "lsblk", "list the disks", storage.lsblk),
