@@ -155,7 +155,9 @@ def wait_for_end(folder: RunFolder, door: Door, progress: Progress, timeout: flo
 
 
 def _wait_for_processes(folder: RunFolder, door: Door, recorded: Mapping[int, int], deadline: float) -> None:
-    machine_gone = bool(select.select([door.pidfd], [], [], max(0.0, deadline - time.monotonic()))[0])
+    ending = select.poll()  # not select(), which knows no descriptor above 1023
+    ending.register(door.pidfd, select.POLLIN)
+    machine_gone = bool(ending.poll(max(0.0, deadline - time.monotonic()) * 1000))
     alive = [pid for pid, started in recorded.items() if not has_ended(pid, started)]
     while alive and time.monotonic() < deadline:
         time.sleep(0.005)  # they are not our children: the kernel gives no event for them without a pidfd race
