@@ -2,6 +2,8 @@
 
 One body, parametrised over ``transport/medium``. A further transport is one more entry in ``TRANSPORTS``: a function
 that makes the two connected ends of a channel on the rig's loop.
+
+Long, because the promises of one interface belong in one list.
 """
 
 from __future__ import annotations

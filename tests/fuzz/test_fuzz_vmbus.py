@@ -1,6 +1,8 @@
 """Hostile guests at the server, hostile hosts at the client: random bytes, mutated and plausible messages.
 
 Nothing may raise. After every step the invariants of ``Server`` and ``Guest`` below must hold.
+
+Long, because the two models are each other's peers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""One ring, byte by byte: what stands here comes from protocol sheet 3 and 8, not from the code."""
+"""One ring, byte by byte: what stands here comes from protocol sheet 3 and 8, not from the code.
+
+Long, because the layout is one: both ends, every kind of packet, every rule about room and doorbells.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pytest
 from tests.rings import GPA, SharedMemory
 from vmbus_emu.memory import PAGE
 from vmbus_emu.protocol.packets import COMPLETION, GPA_DIRECT, IN_BAND, TRANSFER_PAGES
-from vmbus_emu.ring import RingFault, RingReader, RingWriter, page_ranges, reset
+from vmbus_emu.ring import RingFault, RingReader, RingWriter, fence, page_ranges, reset
 
 SIZE = PAGE                     # of the data area in most tests: one page
 PFN = GPA // PAGE
@@ -466,3 +469,32 @@ def test_a_reader_rings_only_who_promised_to_wait(ring: Ring, pending: int, feat
     for mask in 0, 1:  # room is not data: the mask says nothing about it
         ring.set(MASK, mask)
         assert reader.must_ring(max(reader.publish(), 0)) is rings
+
+
+@pytest.mark.parametrize("nbytes", [64, 40])  # packets of 88 bytes; and of 64: exactly one ring of them
+def test_a_batch_longer_than_the_ring_wakes_the_reader(ring: Ring, nbytes: int) -> None:
+    """The reader takes packets while the batch is written, and sleeps before its end: so it must be rung."""
+    writer, reader = RingWriter(ring.writing), RingReader(ring.reading)
+    total = nbytes + 24
+    taken: list[int] = []
+
+    def drain() -> None:
+        reader.read(1 << 20, lambda kind, flags, tid, message, data: taken.append(tid), lambda *direct: None)
+        reader.publish()
+
+    count = -(-reader.size // total)
+    for number in range(count - 1):
+        assert writer.put(IN_BAND, 0, number, bytes(nbytes))
+        if writer.words[1] != writer.words[0]:
+            drain()  # it is awake: no doorbell is due
+    reader.sleep()
+    fence()
+    drain()
+    assert not reader.has_news()
+    assert writer.put(IN_BAND, 0, count - 1, bytes(nbytes))
+    assert writer.knock
+    start = writer.publish()
+    fence()
+    assert reader.has_news()
+    assert start >= 0
+    assert writer.must_ring(start)

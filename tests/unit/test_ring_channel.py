@@ -1,16 +1,21 @@
-"""Both ends of a ring channel, each on its own loop, as two processes would run them."""
+"""Both ends of a ring channel, each on its own loop, as two processes would run them.
+
+Long, because all of it runs on one pair of ends.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import struct
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.rings import SharedMemory
+from tests.rings import SharedMemory, ring_ends
 from vmbus_emu.device import Memory, fill
 from vmbus_emu.guest_ring import GuestRing
 from vmbus_emu.host_ring import HostRing
@@ -420,3 +425,17 @@ def test_what_was_sent_last_is_seen_after_the_sender_has_slept(pair: Pair) -> No
     pair.until(lambda: len(pair.answers) == 5)
     pair.guest_loop.call_later(0.001, pair.ask, 9)
     pair.until(lambda: pair.answers[-1] == 9)
+
+
+def test_a_closed_host_end_lets_go_of_the_guests_memory() -> None:
+    """Whoever still holds the channel (a session, a counter) must not hold the memory of a guest that is gone."""
+    loop = Loop()
+    ends: Any = ring_ends(loop, Poller(loop, NEVER), 2)
+    mapping = weakref.ref(ends.memory.host.view.obj)
+    host = ends.host
+    ends.close()
+    loop.close()
+    del ends.memory, ends.guest, ends.host
+    gc.collect()
+    assert host.closed
+    assert mapping() is None
