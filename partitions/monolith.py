@@ -13,7 +13,8 @@ import resource
 import sys
 import threading
 import traceback
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from partitions.boundary import BoundDisk, BoundPort, DeviceLock
 from partitions.child.guest import Guest
@@ -26,6 +27,9 @@ from vmbus_emu.loop import Loop
 from vmbus_emu.node import Node, load
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Code, HvStatus
+
+if TYPE_CHECKING:
+    from partitions.faults import DriverFaults
 
 
 class GuestThread:
@@ -62,10 +66,13 @@ class GuestThread:
 class Monolith:
     """The one process."""
 
+    has_drivers = True
+
     def __init__(self, node: Node) -> None:
         self._node = node
         self._disks = Disks()
         self._disk_locks: dict[str, DeviceLock] = {}
+        self._switches: dict[str, Any] = {}
         self._switch_locks: dict[str, DeviceLock] = {}
         self._ports: dict[tuple[str, str], tuple[NetworkPort, DeviceLock]] = {}
         self._hypervisor = Hypervisor()
@@ -89,11 +96,11 @@ class Monolith:
 
     def _build_network(self, network: Message) -> None:
         driver = load(network["driver"])
-        switches = {name: driver(name) for name in network["switches"]}
-        self._switch_locks = {name: DeviceLock(name) for name in switches}
+        self._switches = {name: driver(name) for name in network["switches"]}
+        self._switch_locks = {name: DeviceLock(name) for name in self._switches}
         for port in network["ports"]:
             place = (port["vm"], port["device"])
-            made = switches[port["switch"]].port(".".join(place), port["mac"])
+            made = self._switches[port["switch"]].port(".".join(place), port["mac"])
             self._ports[place] = (made, self._switch_locks[port["switch"]])
 
     def disk(self, vm: str, device: str, loop: Loop) -> BoundDisk:
@@ -139,9 +146,26 @@ class Monolith:
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "medium":
             self._disks.insert(message, fds)
+        elif message["t"] == "fault":
+            self._faults.handle(message)
         elif "session" in message:
             for thread in [self._guests[message["vm"]]] if "vm" in message else self._guests.values():
                 thread.loop.call_soon_threadsafe(thread.guest.console.handle, message)
+
+    @cached_property
+    def _faults(self) -> DriverFaults:
+        faults: DriverFaults = load("partitions.faults:DriverFaults")(self._drivers, self._thread_of, self._node.log)
+        return faults
+
+    def _drivers(self, component: str) -> dict[str, Any]:
+        if component == "storvsp":
+            return {name: (made, self._disk_locks[name]) for name, made in self._disks.drivers.items()}
+        if component == "netvsp":
+            return {name: (made, self._switch_locks[name]) for name, made in self._switches.items()}
+        return {}
+
+    def _thread_of(self, vm: str) -> Loop | None:
+        return self._guests[vm].loop if vm in self._guests else None
 
     def stats(self) -> dict[str, dict[str, Any]]:
         ports = [port.stats() for port, _ in self._ports.values()]

@@ -5,7 +5,8 @@ death together with the machine) and loads the component by import path, so that
 its role and no other: *loaded code is evidence*.
 
 A component is a class: ``Component(node)``, ``start(config)``, ``handle(message, fds)`` for lifeline messages,
-``stats()`` by component name. It says ``node.ready(name)`` for each component it carries.
+``stats()`` by component name. It says ``node.ready(name)`` for each component it carries. One with drivers says so
+(``has_drivers = True``) and is handed faults as any other message.
 """
 
 from __future__ import annotations
@@ -145,6 +146,8 @@ class Node:
                 if stop is not None:
                     stop()
                 self.leave(0)
+            case "fault" if not getattr(component, "has_drivers", False):
+                load("vmbus_emu.wreck:carry_out")(message["fault"], message.get("value"))
             case _:
                 component.handle(message, fds)
 

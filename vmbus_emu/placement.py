@@ -54,14 +54,21 @@ ENTRIES = {
     "monolith": "partitions.monolith:Monolith",
 }
 
-#: Roles whose processes come out of a zygote that has loaded their code: there are many of them.
-ZYGOTES = {"child": "zygote"}
+#: Roles whose processes come out of a zygote that has loaded their code: VMs, because there are many, and what VMs
+#: wait for when it dies.
+ZYGOTES = {"child": "zygote", "parent": "zygote.parent", "storvsp": "zygote.storvsp", "netvsp": "zygote.netvsp"}
 ZYGOTE_ENTRY = "vmbus_emu.machine.zygote:Zygote"
 
 #: The VSPs by component name, loaded by the process that carries them.
 VSPS = {
     "storvsp": "partitions.parent.storage:StorageVsp",
     "netvsp": "partitions.parent.network:NetworkVsp",
+}
+
+#: What only ``ring`` needs, loaded where it is needed.
+TRANSPORT_ENTRIES = {
+    "asking": "partitions.parent.ring_asking:RingAsking",
+    "channels": "partitions.parent.ring_vsp_channels:RingChannels",
 }
 
 #: Drivers by what the topology calls them.
@@ -109,6 +116,22 @@ def entry(topology: Topology, role: str) -> str:
     if topology.arch == "monolithic":
         return ENTRIES["monolith"]
     return ENTRIES.get(f"{role}/{topology.transport}") or ENTRIES[role]
+
+
+def preloaded(topology: Topology, spec: ProcessSpec) -> list[str]:
+    """What a zygote loads, so that processes like ``spec`` need not."""
+    own = [spec.entry]
+    names = [component.name for component in spec.components]
+    if "parent" in names and topology.transport == "ring":
+        own.append(TRANSPORT_ENTRIES["asking"])
+    if any(name in VSPS for name in names) and topology.transport == "ring":
+        own.append(TRANSPORT_ENTRIES["channels"])
+    own += [VSPS[name] for name in names if name in VSPS]
+    if "storvsp" in names:
+        own += sorted({DRIVERS[disk.kind] for vm in topology.vms for disk in vm.disks})
+    if "netvsp" in names:
+        own.append(DRIVERS["switch"])
+    return own
 
 
 def processes(topology: Topology) -> tuple[ProcessSpec, ...]:

@@ -4,11 +4,14 @@ A process that stands in for a virtual processor owns one :class:`VirtualProcess
 ``(status, output)``. Messages of one connection arrive in the order they were posted: :meth:`post` sends the
 next one only when the hypervisor took the one before, and tries again, with a doubling delay, while the
 receiving port's 16 buffers are in use (what Linux does, protocol sheet 2.3).
+
+A hypervisor that dies and comes back is met by :meth:`VirtualProcessor.reconnect`. Every call that has no answer is
+sent again, with its old sequence number, by which the hypervisor knows whether it was executed. It delivers again what
+was not acknowledged; the number of a message tells whether it was seen here.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -44,35 +47,83 @@ class VirtualProcessor:
 
     def __init__(self, loop: Loop, context: Context) -> None:
         self._loop = loop
+        self._context = context
         self._pack = msgpack.Packer(autoreset=True).pack
-        self._sequence = itertools.count(1)
-        self._calls: dict[int, Future[Outcome]] = {}
+        self._sequence = 0                          # of the last call
+        self._calls: dict[int, tuple[Future[Outcome], bytes]] = {}  # without an answer: what was sent, oldest first
+        self._unsent: deque[int] = deque()          # those of them that could not be sent
+        self._told = 1                              # the hypervisor knows that we have the answers before this one
         self._connections: dict[int, _Connection] = {}
-        self._taken: dict[int, int] = {}
+        self._seen = 0                              # the number of the last message
+        self._taken: dict[int, int] = {}            # port -> the last number of its messages, for the next EOM
+        self._eom_due = False
+        #: Set for a hypervisor that comes back after its death: calls that cannot be sent wait for :meth:`reconnect`.
+        #: Otherwise they are refused with OPERATION_DENIED.
+        self.recoverable = False
         self.on_message: Callable[[int, SynicMessage], Any] = lambda sint, message: None
         self.on_event: Callable[[int, int], Any] = lambda sint, flag: None
         #: Hypercalls made, messages received.
         self.hypercalls = self.messages = 0
-        self._port = ZmqPort(loop, context, zmq.DEALER, self._received, max_message=hv.MAX_ENVELOPE, queue=4096)
+        self._port = self._make_port()
+
+    def _make_port(self) -> ZmqPort:
+        # Room for every call that may be under way, and as many envelopes of the other kinds.
+        queue = 2 * hv.MAX_CALLS
+        return ZmqPort(
+            self._loop, self._context, zmq.DEALER, self._received, max_message=hv.MAX_ENVELOPE, queue=queue
+        )
 
     def connect(self, path: str) -> None:
         """Attach to the hypervisor's socket."""
         self._port.connect(path)
 
+    def reconnect(self, path: str) -> None:
+        """Attach to the socket of the hypervisor's next incarnation, which must be listening already."""
+        self._port.close()  # with what is still in it: it is asked for, or delivered, again
+        self._port = self._make_port()
+        self._port.connect(path)
+        self._tell_answered()  # also that we are here: what waits for us comes now
+        self._unsent = deque(self._calls)
+        self._send_waiting()
+
     # -- out ----------------------------------------------------------------------------------------
 
     def call(self, code: Code, block: bytes = b"") -> Future[Outcome]:
         """Make a hypercall; the future never fails, a dead hypervisor leaves it open."""
-        sequence = next(self._sequence)
         future: Future[Outcome] = Future()
-        self._calls[sequence] = future
         self.hypercalls += 1
+        sequence = self._sequence + 1
+        oldest = next(iter(self._calls), sequence)
+        if sequence - oldest >= hv.MAX_CALLS:
+            return self._refuse(future)
+        if oldest - self._told >= hv.CALLS_PER_ANSWERED:
+            self._tell_answered()
+        self._sequence = sequence
         envelope = self._pack((hv.TO_HYPERVISOR_CALL, sequence, control_word(code), block))
-        if not self._port.send(envelope):
-            del self._calls[sequence]
-            # Not at once: what waits behind it would be refused in a recursion as deep as the queue is long.
-            self._loop.call_soon(future.resolve, (HvStatus.OPERATION_DENIED, b""))
+        self._calls[sequence] = future, envelope
+        if self._unsent:
+            self._unsent.append(sequence)
+        elif not self._port.send(envelope):
+            if not self.recoverable:
+                del self._calls[sequence]
+                return self._refuse(future)
+            self._unsent.append(sequence)
         return future
+
+    def _refuse(self, future: Future[Outcome]) -> Future[Outcome]:
+        # Not at once: what waits behind it would be refused in a recursion as deep as the queue is long.
+        self._loop.call_soon(future.resolve, (HvStatus.OPERATION_DENIED, b""))
+        return future
+
+    def _tell_answered(self) -> None:
+        self._told = next(iter(self._calls), self._sequence + 1)
+        self._port.send(self._pack((hv.TO_HYPERVISOR_ANSWERED, self._told)))
+
+    def _send_waiting(self) -> None:
+        """What could not be sent before, in its order."""
+        unsent = self._unsent
+        while unsent and self._port.send(self._calls[unsent[0]][1]):
+            unsent.popleft()
 
     def post(self, connection: int, kind: int, payload: bytes) -> Future[HvStatus]:
         """Post a SynIC message of at most 240 bytes, after those posted before on the same connection."""
@@ -112,32 +163,38 @@ class VirtualProcessor:
     # -- in -----------------------------------------------------------------------------------------
 
     def _received(self, frames: list[zmq.Frame]) -> None:
+        if self._unsent:  # it is alive and was only slow
+            self._send_waiting()
         match msgpack.unpackb(frames[0].buffer, use_list=False):  # the hypervisor is trusted
             case (hv.TO_PARTITION_RESULT, int(sequence), int(result), bytes(output)):
-                future = self._calls.pop(sequence, None)
-                if future is not None:
-                    future.resolve((HvStatus(result), output))
-            case (hv.TO_PARTITION_MESSAGE, int(sint), bytes(raw)):
+                answered = self._calls.pop(sequence, None)
+                if answered is not None:
+                    answered[0].resolve((HvStatus(result), output))
+            case (hv.TO_PARTITION_MESSAGE, int(sint), bytes(raw), int(number)):
                 message = SynicMessage.decode(raw)
                 if message is not None:
-                    self._take(message.port)
-                    self.messages += 1
-                    self.on_message(sint, message)
+                    self._take(message.port, number)
+                    if number > self._seen:  # otherwise our EOM was lost with a hypervisor
+                        self._seen = number
+                        self.messages += 1
+                        self.on_message(sint, message)
             case (hv.TO_PARTITION_EVENT, int(sint), int(flag)):
                 self._port.send(self._pack((hv.TO_HYPERVISOR_EVENT_SEEN, sint, flag)))
                 self.on_event(sint, flag)
 
-    def _take(self, port: int) -> None:
-        """Count the freed buffer; one EOM per port and round of the loop gives them all back."""
-        if not self._taken:
+    def _take(self, port: int, number: int) -> None:
+        """Note the freed buffer; one EOM per port and round of the loop gives them all back."""
+        if not self._eom_due:
+            self._eom_due = True
             self._loop.call_soon(self._end_of_messages)
-        self._taken[port] = self._taken.get(port, 0) + 1
+        self._taken[port] = number
 
     def _end_of_messages(self) -> None:
-        taken, self._taken = self._taken, {}
-        for port, count in taken.items():
-            if port:
-                self._port.send(self._pack((hv.TO_HYPERVISOR_EOM, port, count)))
+        self._eom_due = False
+        for port, number in list(self._taken.items()):
+            if not self._port.send(self._pack((hv.TO_HYPERVISOR_EOM, port, number))):
+                return  # with the next one; and what a dead hypervisor misses comes again from its successor
+            del self._taken[port]
 
     def close(self) -> None:
         self._port.close()

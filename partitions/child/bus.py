@@ -3,8 +3,10 @@
 The protocol is :class:`vmbus_emu.vmbus.client.ClientConnection`; this is its hands. What has to be lent to the host
 before a channel opens, and what the channel is, is the transport's (:mod:`partitions.child.links`).
 
-When a channel is rescinded, or the parent partition is reset, the devices are given up: nothing restarts what
-served them yet, and a guest must never wait for ever.
+When a channel is rescinded, or the parent partition is reset, the device stays and waits: what it had outstanding is
+sent again on the channel of the next offer. It is given up only when the machine says that by policy nothing brings
+it back. Nothing that fails meanwhile is final, for its reason may have died with the host's incarnation: it is looked
+at again after a while, and is a failure if the same channel is there still.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from partitions.child.links import RECEIVE, RING, SEND, Links, Place, disk_place
 from partitions.child.netvsc import LentBuffer, NetVsc
 from partitions.child.storvsc import StorVsc
 from vmbus_emu.channel import Channel
+from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import guids
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import HvStatus, SynicMessage
@@ -28,8 +31,11 @@ from vmbus_emu.vmbus import client_effects as fx
 from vmbus_emu.vmbus.client import ClientConnection
 from vmbus_emu.vp import VirtualProcessor
 
-#: What each VSP serves.
-_INTERFACES = {"storvsp": guids.SCSI, "netvsp": guids.NETWORK}
+#: Seconds after which what failed is looked at again.
+_FINAL_AFTER_S = 0.5
+#: Between a fault of the host on a channel and the next attempt on the same channel, in seconds.
+_FIRST_REOPEN_S = 0.01
+_LAST_REOPEN_S = 1.0
 
 
 @dataclass(slots=True)
@@ -40,8 +46,10 @@ class _Offered:
     vsp: str
     place: Place
     gpadls: dict[str, int] = field(default_factory=dict)        # what for -> handle
-    awaited: set[int] = field(default_factory=set)              # handles the host has not taken yet
+    awaited: set[int] = field(default_factory=set)              # handles the host has not taken, or let go of, yet
     open_id: int = 0
+    closing: bool = False
+    reopen_after: float = _FIRST_REOPEN_S
 
 
 class BusDriver:
@@ -49,6 +57,7 @@ class BusDriver:
 
     def __init__(
         self,
+        loop: Loop,
         links: Links,
         vp: VirtualProcessor,
         disks: Mapping[bytes, StorVsc],
@@ -56,8 +65,13 @@ class BusDriver:
         newest_version: str | None,
         log: Callable[[str], Any],
         on_ready: Callable[[bool, str], Any],
+        on_event: Callable[[str, str, int], Any],
     ) -> None:
+        """``on_event(what, device's name, number)``: a device was detached, or attached with so many requests sent
+        again."""
+        self._loop = loop
         self._links = links
+        self._on_event = on_event
         self._vp = vp
         self._devices: dict[bytes, StorVsc | NetVsc] = {**disks, **nics}
         self._places = {instance: disk_place(index) for index, instance in enumerate(disks)}
@@ -83,10 +97,18 @@ class BusDriver:
 
     def _message(self, sint: int, message: SynicMessage) -> None:
         if message.kind == hv.MESSAGE_VMBUS:
-            self._apply(self.client.receive(message.payload))
+            effects = self.client.receive(message.payload)
+            self._apply(effects)
+            # A host that refuses will do so again. One that is not there (undeliverable) says when it is back.
+            for refusal in [effect for effect in effects if type(effect) is fx.ConnectFailed]:
+                self._on_ready(False, f"vmbus: {refusal.reason}")
         elif message.kind == hv.MESSAGE_PARENT_RESET:
             self._log("vmbus: the parent partition is gone")
             self._apply(self.client.reset())
+            for connection in hv.CONNECTION_VMBUS_OLD, hv.CONNECTION_VMBUS:
+                self._vp.disconnect(connection)  # what waits to be posted was for the one that is gone
+        elif message.kind == hv.MESSAGE_PARENT_BACK:
+            self._apply(self.client.contact())
 
     def _apply(self, effects: list[fx.ClientEffect]) -> None:
         self._effects.extend(effects)
@@ -105,15 +127,15 @@ class BusDriver:
                 self._log(f"vmbus: connected, version {version_text(version)}")
                 self._apply(self.client.request_offers())
             case fx.ConnectFailed(reason):
-                self._ready_or_not(f"vmbus: {reason}")
+                self._log(f"vmbus: {reason}")
             case fx.OfferArrived(offer):
                 self._offered(offer)
             case fx.AllOffersDelivered():
                 pass
             case fx.GpadlCreated(relid, gpadl, status):
                 self._gpadl_created(relid, gpadl, status)
-            case fx.GpadlTornDown(_):
-                pass
+            case fx.GpadlTornDown(gpadl):
+                self._gpadl_torn_down(gpadl)
             case fx.OpenResult(relid, status):
                 self._opened(relid, status)
             case fx.Rescinded(relid):
@@ -136,15 +158,16 @@ class BusDriver:
         if device is None:
             self._log(f"vmbus: no driver for {_kind(offer)} {offer.instance_guid}")
             return
-        nic = isinstance(device, NetVsc)
-        coming = self._offered_devices[offer.relid] = _Offered(
-            offer, "netvsp" if nic else "storvsp", self._places[offer.instance]
-        )
-        needs = self._links.nic_needs if nic else self._links.disk_needs
+        vsp = "netvsp" if isinstance(device, NetVsc) else "storvsp"
+        coming = self._offered_devices[offer.relid] = _Offered(offer, vsp, self._places[offer.instance])
+        self._lend(coming)
+
+    def _lend(self, coming: _Offered) -> None:
+        needs = self._links.nic_needs if coming.vsp == "netvsp" else self._links.disk_needs
         self._links.prepare(coming.vsp, coming.place)
         for purpose in needs:
             gpadl, effects = self.client.create_gpadl(
-                offer.relid, (self._links.range(coming.vsp, coming.place, purpose),)
+                coming.offer.relid, (self._links.range(coming.vsp, coming.place, purpose),)
             )
             coming.gpadls[purpose] = gpadl
             coming.awaited.add(gpadl)
@@ -155,7 +178,7 @@ class BusDriver:
     def _gpadl_created(self, relid: int, gpadl: int, status: int) -> None:
         coming = self._offered_devices.get(relid)
         if status:
-            self._ready_or_not(f"vmbus: the host does not take memory lent for channel {relid}")
+            self._failing(relid, "the host does not take memory")
         elif coming is not None:
             coming.awaited.discard(gpadl)
             if not coming.awaited:
@@ -170,14 +193,14 @@ class BusDriver:
         ))
 
     def _opened(self, relid: int, status: int) -> None:
-        coming = self._offered_devices[relid]
-        instance = coming.offer.instance
-        if status:
-            self._ready_or_not(f"vmbus: the host did not open channel {relid} (status {status:#x})")
+        coming = self._offered_devices.get(relid)
+        if status or coming is None:
+            self._failing(relid, f"the host did not open it (status {status:#x})")
             return
+        instance = coming.offer.instance
         channel = self._links.connect(coming.vsp, coming.place, coming.offer, coming.open_id)
         if isinstance(channel, str):
-            self._ready_or_not(f"vmbus: channel {relid} is open and of no use: {channel}")
+            self._failing(relid, f"it is open and of no use: {channel}")
             return
         channel.on_failed = lambda reason: self._failed(relid, reason)
         self._channels[relid] = channel
@@ -187,25 +210,37 @@ class BusDriver:
             attached = device.attach(channel, receive, self._lent(coming, SEND) if SEND in coming.gpadls else None)
         else:
             attached = device.attach(channel)
-        attached.then(lambda future: self._attached(instance, future.result()))
+        attached.then(lambda future: self._attached(coming, future.result()))
 
     def _lent(self, coming: _Offered, purpose: str) -> LentBuffer:
         _, pages = coming.place.parts[purpose]
         memory = self._links.memory(coming.vsp, coming.place, purpose)
         return LentBuffer(coming.gpadls[purpose], pages * hv.PAGE, memory)
 
-    def _attached(self, instance: bytes, ok: bool) -> None:
+    def _attached(self, coming: _Offered, ok: bool) -> None:
+        relid, instance = coming.offer.relid, coming.offer.instance
         if not ok:
-            self._ready_or_not("vmbus: a device did not come up")
+            self._failing(relid, "its device did not come up")
             return
+        coming.reopen_after = _FIRST_REOPEN_S
+        device = self._devices[instance]
+        self._on_event("attached", device.name, device.resubmitted)
         self._missing.discard(instance)
         if not self._missing:
-            self._ready_or_not("")
+            self._on_ready(True, "")
 
-    def _ready_or_not(self, why: str) -> None:
-        if why:
-            self._log(why)
-        self._on_ready(not why, why)
+    def _failing(self, relid: int, why: str) -> None:
+        coming = self._offered_devices.get(relid)
+        self._log(f"vmbus: channel {relid}: {why}")
+        self._loop.call_later(_FINAL_AFTER_S, self._failed_for_good, relid, coming, why)
+
+    def _failed_for_good(self, relid: int, coming: _Offered | None, why: str) -> None:
+        if coming is not None and self._offered_devices.get(relid) is coming and coming.offer.instance in self._missing:
+            self._fail(f"vmbus: channel {relid}: {why}")
+
+    def _fail(self, why: str) -> None:
+        self._log(why)
+        self._on_ready(False, why)
 
     # -- and down again -------------------------------------------------------------------------------
 
@@ -216,23 +251,67 @@ class BusDriver:
             channel.close()
         if coming is not None:
             self._log(f"vmbus: channel {relid} rescinded, {_kind(coming.offer)} is gone")
-            self._devices[coming.offer.instance].give_up()
+            self._detach(coming)
         self._apply(self.client.release(relid))
 
+    def _detach(self, coming: _Offered) -> None:
+        device = self._devices[coming.offer.instance]
+        device.detach()
+        self._on_event("detached", device.name, 0)
+
     def _failed(self, relid: int, reason: str) -> None:
-        """The host broke the protocol on this channel; it is closed already."""
+        """The host broke the protocol on this channel, which is closed already. It is taken back whole, and then
+        opened again: another guest would not be, but a host that went wrong is replaced, and looks the same."""
         self._log(f"vmbus: channel {relid} closed: {reason}")
+        self._channels.pop(relid, None)
         coming = self._offered_devices.get(relid)
-        if coming is not None:
-            self._devices[coming.offer.instance].give_up()
         self._apply(self.client.close(relid))
+        if coming is None:
+            return
+        self._detach(coming)
+        coming.closing = True
+        coming.awaited = set(coming.gpadls.values())
+        coming.gpadls.clear()
+        for gpadl in list(coming.awaited):
+            self._apply(self.client.teardown_gpadl(gpadl))
+        if not coming.awaited:
+            self._reopen_later(coming)
+
+    def _gpadl_torn_down(self, gpadl: int) -> None:
+        for coming in self._offered_devices.values():
+            if coming.closing and gpadl in coming.awaited:
+                coming.awaited.discard(gpadl)
+                if not coming.awaited:
+                    self._reopen_later(coming)
+                return
+
+    def _reopen_later(self, coming: _Offered) -> None:
+        self._loop.call_later(coming.reopen_after, self._reopen, coming)
+        coming.reopen_after = min(2 * coming.reopen_after, _LAST_REOPEN_S)
+
+    def _reopen(self, coming: _Offered) -> None:
+        if coming.closing and self._offered_devices.get(coming.offer.relid) is coming:
+            coming.closing = False
+            self._lend(coming)
 
     def abandon(self, vsp: str) -> None:
-        """The machine says that ``vsp`` is dead and that no rescind can come: the hypervisor is dead too."""
-        interface = _INTERFACES[vsp].bytes_le
+        """The machine says that nothing brings ``vsp`` back."""
         for relid, coming in list(self._offered_devices.items()):
-            if coming.offer.interface == interface:
+            if coming.vsp == vsp:
                 self._rescinded(relid)
+        for device in self._devices.values():
+            if isinstance(device, NetVsc) == (vsp == "netvsp"):
+                self._give_up(device)
+
+    def abandon_device(self, name: str) -> None:
+        """The machine says that a device will not be offered to this guest again."""
+        for device in self._devices.values():
+            if device.name == name:
+                self._give_up(device)
+
+    def _give_up(self, device: StorVsc | NetVsc) -> None:
+        device.give_up()
+        self._on_event("given up", device.name, 0)
 
     def listing(self) -> list[tuple[int, str, str, str]]:
         """For ``lsvmbus``: relid, kind, instance id and state of every channel."""

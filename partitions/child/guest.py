@@ -13,6 +13,7 @@ from typing import Any
 
 from partitions.child.console import Console
 from partitions.child.inet import IpStack
+from vmbus_emu.canary import Canary
 from vmbus_emu.device import BlockDevice, NetworkPort
 from vmbus_emu.loop import Loop
 
@@ -45,6 +46,8 @@ class Guest:
         self.bus_listing: BusListing | None = None
         #: What the devices' transport counts.
         self.link_counters: Callable[[], dict[str, int]] = dict
+        #: Private memory of this guest, which tells whether somebody wrote where nobody should.
+        self.canary = Canary()
         self.booted_at = time.monotonic()
         self.dmesg: deque[str] = deque(maxlen=_DMESG_LINES)
         self._log = log

@@ -69,6 +69,9 @@ class LentBuffer(NamedTuple):
 class NetVsc:
     """A ``NetworkPort`` over whatever channel is attached."""
 
+    #: What a new channel is sent again of the old one's: nothing, as on a wire.
+    resubmitted = 0
+
     def __init__(self, loop: Loop, name: str, log: Callable[[str], Any]) -> None:
         """``name`` is the adapter's inside the guest (``nic0``); ``log`` takes one line for the guest's log."""
         self.name = name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from partitions.child import commands
@@ -36,6 +37,7 @@ class ChildProcess:
         self._guest = Guest(node.loop, guest, disks, nics, node.lifeline.send, node.log)
         vp = VirtualProcessor(node.loop, node.context)
         bus = self._bus = BusDriver(
+            node.loop,
             links,
             vp,
             {guest["disks"][name]: disk for name, disk in disks.items()},
@@ -43,6 +45,7 @@ class ChildProcess:
             guest["vmbus_version"],
             self._kernel_log,
             self._bus_ready,
+            self._device_event,
         )
         self._guest.bus_listing = bus.listing
         self._guest.link_counters = links.counters
@@ -72,12 +75,20 @@ class ChildProcess:
         else:
             self._node.lifeline.send({"t": "not_started", "component": self._node.name, "why": why})
 
+    def _device_event(self, what: str, device: str, resent: int) -> None:
+        self._node.lifeline.send({
+            "t": "device", "component": self._node.name, "device": device, "what": what, "resent": resent,
+            "ns": time.monotonic_ns(),
+        })
+
     def handle(self, message: Message, fds: list[int]) -> None:
         if self._guest is not None and "session" in message:
             self._guest.console.handle(message)
-        elif self._bus is not None and message["t"] == "vsps_died":
+        elif self._bus is not None and message["t"] == "given_up":
             for name in message["names"]:
                 self._bus.abandon(name)
+            if "device" in message:
+                self._bus.abandon_device(message["device"])
 
     def stats(self) -> dict[str, dict[str, Any]]:
         return {} if self._guest is None else {self._node.name: self._guest.stats()}

@@ -86,7 +86,7 @@ class StorVsc:
         """``allocate`` gives buffers that a channel can describe as they are, or ``None`` when it has none."""
         self._loop = loop
         self._allocate = allocate
-        self._name = name
+        self.name = name
         self._log = log
         self._channel: Channel | None = None
         self._info = BlockInfo(0)
@@ -104,6 +104,8 @@ class StorVsc:
         self._completed = [0] * len(Op)
         self._moved = [0] * len(Op)
         self._errors = self._attaches = self._resubmitted = self._held_back = 0
+        #: How many requests the last :meth:`attach` sent again.
+        self.resubmitted = 0
         self._protocol_errors = self._unknown_completions = self._wrong_lengths = 0
         self._last_io = 0.0
         self._encode = storvsc_requests.Encoder().encode
@@ -167,7 +169,7 @@ class StorVsc:
             self._channel = channel
             self._in_place = channel.shares_memory
             channel.on_packet = self._received
-            channel.on_room = self._release
+            channel.on_room = self._room
         return Task(self._loop, self._attach(channel), watched=True)
 
     async def _attach(self, channel: Channel) -> bool:
@@ -177,14 +179,15 @@ class StorVsc:
                 # Sending one disk's outstanding writes to another would destroy it.
                 raise CannotAttach(f"this is disk {info.serial!r}, not {self._info.serial!r}")
         except CannotAttach as why:
-            self._log(f"{self._name}: no disk: {why}")
+            self._log(f"{self.name}: no disk: {why}")
             return False
         if channel is not self._channel:
             return False
         self._info = info
         self._max_transfer = info.max_transfer_bytes
         self._attaches += 1
-        self._resubmitted += len(self._outstanding)
+        self.resubmitted = len(self._outstanding)
+        self._resubmitted += self.resubmitted
         self._held.extendleft(reversed(self._outstanding.values()))
         self._outstanding.clear()
         self._changing = 0
@@ -227,6 +230,10 @@ class StorVsc:
         if (self._changing or request.op in MUTATING) and overlaps(request, self._outstanding.values()):
             return True
         return bool(earlier) and overlaps(request, earlier)
+
+    def _room(self) -> None:
+        if self._ready:  # pages that another disk gave back may come during the handshake
+            self._release()
 
     def _release(self) -> None:
         """Send what was held and need not be any more. What stays keeps its order."""

@@ -52,10 +52,10 @@ class Asking:
     def ended(self, device: Device) -> None:
         """The channel was not opened, or is revoked: its VSP will not be asked to close it."""
 
-    def gone(self, partition: int, vsps: Sequence[VspSide]) -> None:
+    def gone(self, partition: int, vm: str, vsps: Sequence[VspSide]) -> None:
         """A guest's partition is no more: tell the VSPs, behind what they were asked about it."""
         for vsp in vsps:
-            vsp.partition_gone(partition)
+            vsp.partition_gone(partition, vm)
 
     def open(self, found: tuple[VspSide, int], guest: Guest, device: Device, effect: fx.OpenDevice) -> None:
         found[0].open(device.key, effect.ticket, guest.pid, effect.request.open_id, 0, 0, 0)

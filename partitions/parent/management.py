@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from partitions.parent.vsplink import MANAGEMENT_CONNECTION, PROVIDER_TO_MANAGEMENT, dispatch, encode
+from partitions.parent.wiring import Wiring
 from vmbus_emu.lifeline import Message
 from vmbus_emu.node import Node
 from vmbus_emu.protocol import hypercall as hv
@@ -30,7 +31,9 @@ class Management:
         self._failed = 0
 
     def start(self, config: Message) -> None:
+        """``partitions``: what to bring up; none of it is there yet, or this is not the first incarnation."""
         self._vp.connect(config["socket"])
+        Wiring(self._vp).wire_provider()
         self._node.ready("management")
         for name, kind in config["partitions"]:
             Task(self._node.loop, self._bring_up(name, kind))
@@ -41,11 +44,8 @@ class Management:
         if status is HvStatus.SUCCESS:
             number = hv.PARTITION_ID.unpack_from(output)[0]
             step = "attach to VMBus"
-            self._attached[number] = Future()
-            self._vp.post(MANAGEMENT_CONNECTION, hv.MESSAGE_CONTROL, encode("attach", number, name, kind))
-            if not await self._attached[number]:
+            if not await self._attach(number, name, kind):
                 status = HvStatus.OPERATION_DENIED
-            del self._attached[number]
         if status is HvStatus.SUCCESS:
             step = "initialize partition"
             status, _ = await self._vp.call(Code.INITIALIZE_PARTITION, hv.PARTITION_ID.pack(number))
@@ -59,17 +59,33 @@ class Management:
             self._node.log(f"{name}: {step}: {status.name}")
             self._node.lifeline.send({"t": "not_started", "component": name, "why": f"{step}: {status.name}"})
 
+    def _attach(self, number: int, name: str, kind: str) -> Future[bool]:
+        attached = self._attached[number] = Future()
+        posted = self._vp.post(MANAGEMENT_CONNECTION, hv.MESSAGE_CONTROL, encode("attach", number, name, kind))
+        posted.then(lambda future: None if future.result() is HvStatus.SUCCESS else self.attached(number, False))
+        return attached
+
+    async def _start_again(self, name: str, kind: str, old: int) -> None:
+        """A new partition for a component whose old one, ``old``, has lost its process."""
+        for code in (Code.FINALIZE_PARTITION, Code.DELETE_PARTITION) if old else ():
+            await self._vp.call(code, hv.PARTITION_ID.pack(old))
+        await self._bring_up(name, kind)
+
     def _message(self, sint: int, message: hv.SynicMessage) -> None:
         dispatch(PROVIDER_TO_MANAGEMENT, self, message.payload)
 
     def attached(self, partition: int, ok: bool) -> None:
         """The provider's answer: the partition has its ports, or not."""
-        waiting = self._attached.get(partition)
+        waiting = self._attached.pop(partition, None)
         if waiting is not None:
             waiting.resolve(ok)
 
     def handle(self, message: Message, fds: list[int]) -> None:
-        """Management needs nothing of what the machine tells beyond its start."""
+        if message["t"] == "start_partition":
+            Task(self._node.loop, self._start_again(message["name"], message["kind"], message["old"]))
+        elif message["t"] == "peer_died" and message["name"] == "parent":
+            for number in list(self._attached):  # it will not answer
+                self.attached(number, False)
 
     def stats(self) -> dict[str, dict[str, Any]]:
         counters = {"started": self._started, "failed": self._failed, "hypercalls": self._vp.hypercalls}

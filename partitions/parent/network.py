@@ -14,6 +14,7 @@ from vmbus_emu.protocol import guids
 
 
 class NetworkVsp(Vsp):
+    NAME = "netvsp"
     INTERFACE = guids.NETWORK
     PREFIX = "nt"
     MAX_RANGES = 32
@@ -32,10 +33,15 @@ class NetworkVsp(Vsp):
 
     def open_session(self, device: Device, channel: Channel) -> None:
         self._sessions[device.key] = NetVspSession(channel, self._ports[device.key], device.gpadls)
+        self.good()
 
     def close_session(self, device: Device, closed: Callable[[], Any]) -> None:
         self._sessions[device.key].close()
         closed()
+
+    def drivers(self) -> Mapping[str, Any]:
+        """By switch."""
+        return self._switches
 
     def stats(self) -> Mapping[str, Any]:
         ports = [port.stats() for port in self._ports.values()]

@@ -7,7 +7,8 @@ VSPs as an object; :class:`VspProcess` reaches the provider by SynIC messages th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 from partitions.media import Disks
 from partitions.parent.provider import Provider
@@ -15,20 +16,30 @@ from partitions.parent.vsplink import CONTROL_PORT, TO_VSP, ProviderSide, Remote
 from vmbus_emu.lifeline import Message
 from vmbus_emu.node import Node, load
 from vmbus_emu.protocol import hypercall as hv
-from vmbus_emu.task import Task
+from vmbus_emu.task import Future, Task
 from vmbus_emu.vp import VirtualProcessor
+
+if TYPE_CHECKING:
+    from partitions.faults import DriverFaults
 
 #: Channels a process can serve: one ZeroMQ socket each. libzmq allocates 12 bytes for each at the start.
 MAX_CHANNELS = 16384
+#: Between two attempts of a VSP to reach the provider, in seconds.
+_FIRST_RETRY_S = 0.001
+_LAST_RETRY_S = 0.25
 
 
 class VspComponent(VspSide, Protocol):
     def offer_all(self, provider: ProviderSide) -> None: ...
+    def provider_gone(self) -> None: ...
+    def drivers(self) -> Mapping[str, Any]: ...
     def stats(self) -> Mapping[str, Any]: ...
 
 
 class VspCarrier:
     """What both processes do: take media, build the VSPs named in the configuration, report their figures."""
+
+    has_drivers = True
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -40,9 +51,25 @@ class VspCarrier:
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "medium":
             self.disks.insert(message, fds)
+        elif message["t"] == "prepare":
+            self.prepare(message["config"])
+        elif message["t"] == "fault":
+            self._faults.handle(message)
 
-    def build(self, config: Message) -> None:
-        """Make the VSPs this process carries, and their drivers."""
+    @cached_property
+    def _faults(self) -> DriverFaults:
+        faults: DriverFaults = load("partitions.faults:DriverFaults")(self._drivers, lambda vm: None, self.node.log)
+        return faults
+
+    def _drivers(self, component: str) -> dict[str, Any]:
+        if component not in self.vsps:
+            return {}
+        return {name: (driver, self.node.loop) for name, driver in self.vsps[component].drivers().items()}
+
+    def prepare(self, config: Message) -> None:
+        """Make the VSPs this process carries, and their drivers; once, and for a spare before it is wanted."""
+        if self.vsps:
+            return
         self.node.poll = config["poll"]
         if "storvsp" in config:
             self.disks.build(config["storvsp"]["disks"], lambda medium: self.node.loop)
@@ -59,19 +86,24 @@ class ParentProcess(VspCarrier):
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        self._provider = Provider(node.loop, self.vp, node.log)
+        self._provider = Provider(node.loop, self.vp, node.log, self._good)
 
     def start(self, config: Message) -> None:
         if config["transport"] == "ring":
             self._provider.share_memory(config["io_memory"])
-        self.build(config)
+        self.prepare(config)
         self.vp.connect(config["socket"])
         for name, vsp in self.vsps.items():
             vsp.offer_all(self._provider.add_vsp(name, vsp))
-        Task(self.node.loop, self._prepare(config["components"]))
+        Task(self.node.loop, self._prepare(config["components"], config["running"]))
 
-    async def _prepare(self, components: list[str]) -> None:
-        if not await self._provider.prepare():
+    def _good(self) -> None:
+        """The provider has done what it is for; where VSPs live here, too, that is for them to say."""
+        if not self.vsps:
+            self.node.lifeline.send({"t": "good", "component": self.node.name})
+
+    async def _prepare(self, components: list[str], running: list[tuple[int, str, str]]) -> None:
+        if not await self._provider.prepare(running):
             self.node.log("the hypervisor refused the provider's ports")
             self.node.leave(1)
         for component in components:
@@ -79,7 +111,7 @@ class ParentProcess(VspCarrier):
 
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "peer_died":
-            self._provider.peer_died(message["name"])
+            self._provider.peer_died(message["name"], message["incarnation"])
         else:
             super().handle(message, fds)
 
@@ -90,17 +122,47 @@ class ParentProcess(VspCarrier):
 class VspProcess(VspCarrier):
     """A partition of its own for one VSP."""
 
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._provider: RemoteProvider | None = None
+
     def start(self, config: Message) -> None:
-        self.build(config)
+        self.prepare(config)
         self.vp.on_message = self._message
         self.vp.connect(config["socket"])
-        provider = RemoteProvider(lambda payload: self.vp.post(CONTROL_PORT, hv.MESSAGE_CONTROL, payload))
-        for vsp in self.vsps.values():
-            vsp.offer_all(provider)
+        self._say_hello(_FIRST_RETRY_S)
         for component in config["components"]:
             self.node.ready(component)
+
+    def _say_hello(self, delay: float) -> None:
+        """The provider may be dead too, and its next incarnation not have found us yet."""
+        provider = self._provider = RemoteProvider(
+            lambda payload: self.vp.post(CONTROL_PORT, hv.MESSAGE_CONTROL, payload)
+        )
+
+        def said(future: Future[hv.HvStatus]) -> None:
+            if self._provider is not provider:
+                return
+            if future.result() is hv.HvStatus.SUCCESS:
+                for vsp in self.vsps.values():
+                    vsp.offer_all(provider)
+            else:
+                self.node.loop.call_later(delay, self._again, provider, min(2 * delay, _LAST_RETRY_S))
+
+        provider.hello(self.node.incarnation).then(said)
+
+    def _again(self, provider: RemoteProvider, delay: float) -> None:
+        if self._provider is provider:
+            self._say_hello(delay)
 
     def _message(self, sint: int, message: hv.SynicMessage) -> None:
         if message.kind == hv.MESSAGE_CONTROL:
             for vsp in self.vsps.values():
                 dispatch(TO_VSP, vsp, message.payload)
+        elif message.kind == hv.MESSAGE_PARENT_RESET:
+            self._provider = None
+            self.vp.disconnect(CONTROL_PORT)
+            for vsp in self.vsps.values():
+                vsp.provider_gone()
+        elif message.kind == hv.MESSAGE_PARENT_BACK and self._provider is None:
+            self._say_hello(_FIRST_RETRY_S)

@@ -16,9 +16,10 @@ from typing import Any, assert_never
 from uuid import UUID
 
 from partitions.parent.asking import Asking
-from partitions.parent.offered import Device, Guest
+from partitions.parent.offered import Device, Devices, Guest
 from partitions.parent.vsplink import (
     FIRST_PARTITION_PORT,
+    HELLO,
     MANAGEMENT_ANSWERS,
     MANAGEMENT_CONNECTION,
     MANAGEMENT_TO_PROVIDER,
@@ -50,7 +51,10 @@ LOGGED_REFUSALS = 20
 class Provider:
     """``vsps`` are the VSPs in this process; those of other partitions come with their ``attach``."""
 
-    def __init__(self, loop: Loop, vp: VirtualProcessor, log: Callable[[str], Any]) -> None:
+    def __init__(
+        self, loop: Loop, vp: VirtualProcessor, log: Callable[[str], Any], on_good: Callable[[], Any] = lambda: None
+    ) -> None:
+        """``on_good`` is called when a channel was opened for the first time."""
         self._loop = loop
         self._vp = vp
         self._wiring = Wiring(vp)
@@ -59,11 +63,14 @@ class Provider:
         self._asking = Asking(self._place, lambda vsp: VspFace(self, vsp))
         self._vsps: dict[str, VspSide] = {}
         self._vsp_partitions: dict[int, str] = {}
+        self._vsp_incarnations: dict[str, int] = {}     # of those in partitions of their own, that said hello
         self._guests: dict[int, Guest] = {}
-        self._devices: dict[tuple[str, int], Device] = {}
+        self._devices = Devices()
         self._effects: deque[tuple[Guest, fx.Effect]] = deque()
         self._draining = False
         self._strange = 0
+        self._on_good = on_good
+        self._was_good = False
         vp.on_message = self._message
 
     # -- start --------------------------------------------------------------------------------------
@@ -81,9 +88,18 @@ class Provider:
             return None
         return vsp, next((number for number, own in self._vsp_partitions.items() if own == name), hv.PARTITION_ROOT)
 
-    async def prepare(self) -> bool:
-        """Make the ports over which management reaches us. ``False`` if the hypervisor refused."""
-        return all(status is HvStatus.SUCCESS for status in await self._wiring.wire_management())
+    async def prepare(self, partitions: Sequence[tuple[int, str, str]]) -> bool:
+        """Make the port over which management reaches us, and find again what runs already: ``partitions`` by
+        number, component name and kind, if we are not the first incarnation. ``False`` if the hypervisor refused."""
+        made = [self._wiring.wire_management()]
+        for partition, name, kind in partitions:
+            if kind == "child":
+                self._add_guest(Guest(name, partition, Connection(require_ring_gpadl=self._ring)))
+            else:
+                self._vsp_partitions[partition] = name
+            made.append(self._wiring.find_again(partition, kind == "child"))
+            self._vp.post(FIRST_PARTITION_PORT + partition, hv.MESSAGE_PARENT_BACK, b"")
+        return all([await one for one in made])
 
     def add_vsp(self, name: str, vsp: VspSide) -> VspFace:
         """A VSP in this process; what it talks to."""
@@ -98,39 +114,58 @@ class Provider:
 
     async def _attach(self, partition: int, name: str, kind: str) -> None:
         if kind == "child":
+            made = self._wiring.wire_child(partition)
             self._add_guest(Guest(name, partition, Connection(require_ring_gpadl=self._ring)))
-            made = await self._wiring.wire_child(partition)
         else:
-            ours = FIRST_PARTITION_PORT + partition
+            made = self._wiring.wire_vsp(partition)
             self._vsp_partitions[partition] = name
-            self._vsps[name] = RemoteVsp(lambda payload: self._vp.post(ours, hv.MESSAGE_CONTROL, payload))
-            made = await self._wiring.wire_vsp(partition)
-        ok = all(status is HvStatus.SUCCESS for status in made)
-        if not ok:
-            self._log(f"{name}: the hypervisor refused its ports: {[status.name for status in made]}")
+        ok = await made
+        self._wired(name, ok)
         self._vp.post(MANAGEMENT_ANSWERS, hv.MESSAGE_CONTROL, encode("attached", partition, ok))
 
     def _add_guest(self, guest: Guest) -> None:
         self._guests[guest.partition] = guest
-        for device in self._devices.values():
-            if device.vm == guest.name and not device.revoked:
-                self._offer_to(guest, device)
+        for device in self._devices.of(guest.name):
+            self._offer_to(guest, device)
 
-    def peer_died(self, name: str) -> None:
-        """The machine says that component ``name`` is dead: end its connection, or revoke its devices."""
-        for guest in self._guests.values():
-            if guest.name == name:
-                self._vp.disconnect(FIRST_PARTITION_PORT + guest.partition)
-                guest.pid = 0
-                guest.waiting.clear()
-                self._apply(guest, guest.connection.disconnect())
-                self._asking.gone(guest.partition, list(self._vsps.values()))
-        for partition, own in list(self._vsp_partitions.items()):
-            if own == name:
-                del self._vsp_partitions[partition]
-                self._vsps.pop(name, None)
-                for device in [d for d in self._devices.values() if d.vsp == name]:
-                    self.revoke(device.vsp, device.key, f"{name} died")
+    def hello(self, vsp: str, incarnation: int) -> None:
+        """The first word of a VSP in a partition of its own. Whatever an earlier incarnation had is gone."""
+        if incarnation <= self._vsp_incarnations.get(vsp, 0):
+            self._strange += 1
+            return
+        partition = next(number for number, own in self._vsp_partitions.items() if own == vsp)
+        self._vsp_gone(vsp)
+        self._vsp_incarnations[vsp] = incarnation
+        self._wiring.wire_vsp_again(partition).then(lambda wired: self._wired(vsp, wired.result()))
+        self._vsps[vsp] = RemoteVsp(
+            lambda payload: self._vp.post(FIRST_PARTITION_PORT + partition, hv.MESSAGE_CONTROL, payload)
+        )
+
+    def _wired(self, name: str, ok: bool) -> None:
+        if not ok:
+            self._log(f"{name}: the hypervisor refused its ports")
+
+    def peer_died(self, name: str, incarnation: int) -> None:
+        """The machine says that a component is dead: end its connection, or revoke its devices."""
+        for guest in [guest for guest in self._guests.values() if guest.name == name and not guest.gone]:
+            self._vp.disconnect(FIRST_PARTITION_PORT + guest.partition)
+            guest.gone = True
+            guest.pid = 0
+            guest.waiting.clear()
+            self._apply(guest, guest.connection.disconnect())
+            self._asking.gone(guest.partition, guest.name, list(self._vsps.values()))
+        if name in self._vsp_partitions.values() and incarnation >= self._vsp_incarnations.get(name, 0):
+            self._vsp_gone(name)
+
+    def _vsp_gone(self, name: str) -> None:
+        """A VSP in a partition of its own ended. Its devices come back with its next incarnation."""
+        vsp = self._vsps.pop(name, None)
+        if isinstance(vsp, RemoteVsp):
+            vsp.end()
+            for partition in [number for number, own in self._vsp_partitions.items() if own == name]:
+                self._vp.disconnect(FIRST_PARTITION_PORT + partition)
+            for device in self._devices.offered_by(name):
+                self.revoke(device.vsp, device.key, f"{name} died")
 
     # -- messages -----------------------------------------------------------------------------------
 
@@ -143,7 +178,9 @@ class Provider:
             understood = True
             self._from_guest(guest, message.payload)
         elif vsp is not None and message.kind == hv.MESSAGE_CONTROL:
-            understood = dispatch(TO_PROVIDER, VspFace(self, vsp), message.payload)
+            # Of a dead incarnation something may still be under way: until the next one says hello, nothing counts.
+            table = TO_PROVIDER if vsp in self._vsps else HELLO
+            understood = dispatch(table, VspFace(self, vsp), message.payload)
         elif message.port == MANAGEMENT_CONNECTION:
             understood = dispatch(MANAGEMENT_TO_PROVIDER, self, message.payload)
         self._strange += not understood
@@ -163,7 +200,7 @@ class Provider:
 
     def _pid_known(self, guest: Guest, status: HvStatus, output: bytes) -> None:
         waiting, guest.waiting = guest.waiting, []
-        if status is HvStatus.SUCCESS:
+        if status is HvStatus.SUCCESS and not guest.gone:
             guest.pid = hv.PROPERTY_VALUE.unpack_from(output)[0]
             for payload in waiting:
                 self._apply(guest, guest.connection.receive(payload))
@@ -193,17 +230,17 @@ class Provider:
             case fx.OpenDevice() | fx.CloseDevice() | fx.AcceptGpadl() | fx.TearDownGpadl():
                 self._asking.carry_out(guest, effect)
             case fx.Freed(relid):
-                device = guest.devices.pop(relid)
-                if self._devices.get((device.vsp, device.key)) is device:  # it may have been offered anew
-                    del self._devices[device.vsp, device.key]
+                self._freed(guest, guest.devices.pop(relid))
             case fx.Contacted(version, _, _, _):
                 self._log(f"{guest.name}: VMBus connection, version {version_text(version)}")
             case fx.VersionRefused(version):
                 self._log(f"{guest.name}: version {version_text(version)} is not spoken here")
             case fx.Refused(reason):
                 self._refused(guest, reason)
-            case fx.Unloaded() | fx.Disconnected():
+            case fx.Unloaded():
                 self._log(f"{guest.name}: VMBus connection ended")
+            case fx.Disconnected():
+                self._forget(guest)
             case _:
                 assert_never(effect)
 
@@ -221,7 +258,7 @@ class Provider:
     # -- the VSPs' side (through VspFace) -------------------------------------------------------------
 
     def offer(self, vsp: str, key: int, vm: str, interface: bytes, instance: bytes, user_data: bytes) -> None:
-        known = self._devices.get((vsp, key))
+        known = self._devices.find(vsp, key)
         if (
             len(interface) != 16 or len(instance) != 16 or len(user_data) > USER_DATA_BYTES
             or (known is not None and not known.revoked) or len(self._devices) >= MAX_DEVICES
@@ -231,28 +268,56 @@ class Provider:
         offer = fx.Offer(
             UUID(bytes_le=interface), UUID(bytes_le=instance), user_data, connection_id=self._asking.doorbell()
         )
-        device = self._devices[(vsp, key)] = Device(vsp, key, vm, offer)
+        device = Device(vsp, key, vm, offer)
+        self._devices.add(device)
         for guest in self._guests.values():
             if guest.name == vm:
                 self._offer_to(guest, device)
 
     def _offer_to(self, guest: Guest, device: Device) -> None:
+        """Offer the device, unless somebody has not let go of it, or of one in its place, yet: then later."""
+        if guest.gone or device.revoked or device.guest is not None or guest.has(device.offer.instance):
+            return
         relid, effects = guest.connection.offer(device.offer)
         if relid:
             device.guest, device.relid = guest, relid
             guest.devices[relid] = device
         self._apply(guest, effects)
 
+    def _freed(self, guest: Guest, device: Device) -> None:
+        """A channel exists no longer: what waited for that can be offered now."""
+        device.guest, device.relid = None, 0
+        if device.revoked:
+            self._devices.remove(device)
+        for other in list(self._guests.values()):
+            if other.name == device.vm:
+                for waiting in self._devices.of(device.vm):
+                    self._offer_to(other, waiting)
+
+    def _forget(self, guest: Guest) -> None:
+        """Every device has let go of a guest that is gone."""
+        self._log(f"{guest.name}: VMBus connection ended")
+        for relid in list(guest.devices):
+            self._apply(guest, guest.connection.revoke(relid))
+        self._guests.pop(guest.partition, None)
+
     def revoke(self, vsp: str, key: int, reason: str) -> None:
-        device = self._devices.get((vsp, key))
-        if device is not None and not device.revoked and device.guest is not None:
-            device.revoked = True
-            self._log(f"{device.vm}: channel {device.relid} revoked: {reason}")
-            self._apply(device.guest, device.guest.connection.revoke(device.relid))
-            self._asking.ended(device)
+        device = self._devices.find(vsp, key)
+        if device is None or device.revoked:
+            return
+        device.revoked = True
+        if device.guest is None:
+            self._devices.remove(device)
+            return
+        self._log(f"{device.vm}: channel {device.relid} revoked: {reason}")
+        self._apply(device.guest, device.guest.connection.revoke(device.relid))
+        self._asking.ended(device)
 
     def opened(self, vsp: str, key: int, ticket: int, ok: bool) -> None:
-        device = self._devices.get((vsp, key))
+        device = self._devices.find(vsp, key)
+        if ok and not self._was_good:
+            self._was_good = True
+            self._on_good()
         if device is not None and not ok:
             self._asking.ended(device)
         self._answer(vsp, key, lambda guest, relid: guest.connection.device_opened(relid, ticket, ok))
@@ -267,7 +332,7 @@ class Provider:
         self._answer(vsp, key, lambda guest, relid: guest.connection.gpadl_torn_down(relid, gpadl, ticket))
 
     def _answer(self, vsp: str, key: int, event: Callable[[Guest, int], list[fx.Effect]]) -> None:
-        device = self._devices.get((vsp, key))
+        device = self._devices.find(vsp, key)
         if device is not None and device.guest is not None:
             self._apply(device.guest, event(device.guest, device.relid))
 
@@ -292,6 +357,9 @@ class VspFace:
     def __init__(self, provider: Provider, vsp: str) -> None:
         self._provider = provider
         self._vsp = vsp
+
+    def hello(self, incarnation: int) -> None:
+        self._provider.hello(self._vsp, incarnation)
 
     def offer(self, key: int, vm: str, interface: bytes, instance: bytes, user_data: bytes) -> None:
         self._provider.offer(self._vsp, key, vm, interface, instance, user_data)

@@ -125,10 +125,12 @@ class RingAsking(Asking):
             await queue.popleft()
         del self._queues[name], self._workers[name]
 
-    def gone(self, partition: int, vsps: Sequence[VspSide]) -> None:
-        Task(self._loop, self._gone(partition, vsps, list(self._workers.values())))
+    def gone(self, partition: int, vm: str, vsps: Sequence[VspSide]) -> None:
+        Task(self._loop, self._gone(partition, vm, vsps, list(self._workers.values())))
 
-    async def _gone(self, partition: int, vsps: Sequence[VspSide], under_way: Sequence[Task[None]]) -> None:
+    async def _gone(
+        self, partition: int, vm: str, vsps: Sequence[VspSide], under_way: Sequence[Task[None]]
+    ) -> None:
         for worker in under_way:  # one of them may be about to hand over memory of that partition
             await worker
-        super().gone(partition, vsps)
+        super().gone(partition, vm, vsps)

@@ -14,6 +14,7 @@ from vmbus_emu.protocol import guids
 
 
 class StorageVsp(Vsp):
+    NAME = "storvsp"
     INTERFACE = guids.SCSI
     PREFIX = "st"
 
@@ -27,10 +28,15 @@ class StorageVsp(Vsp):
             self._media[device.key] = disk["medium"]
 
     def open_session(self, device: Device, channel: Channel) -> None:
-        self._sessions[device.key] = StorVspSession(channel, self._disks.drivers[self._media[device.key]])
+        driver = self._disks.drivers[self._media[device.key]]
+        self._sessions[device.key] = StorVspSession(channel, driver, on_good=self.good)
 
     def close_session(self, device: Device, closed: Callable[[], Any]) -> None:
         self._sessions[device.key].close().then(lambda future: closed())
+
+    def drivers(self) -> Mapping[str, Any]:
+        """By medium."""
+        return self._disks.drivers
 
     def stats(self) -> Mapping[str, Any]:
         sessions = [session.stats() for session in self._sessions.values()]

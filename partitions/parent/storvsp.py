@@ -99,8 +99,10 @@ class StorVspSession:
     """Serves one channel from one disk. Takes ``channel.on_packet``; ``channel.on_failed`` stays its owner's."""
 
     def __init__(
-        self, channel: Channel, disk: BlockDevice, *, clock: Callable[[], float] = time.monotonic
+        self, channel: Channel, disk: BlockDevice, *, clock: Callable[[], float] = time.monotonic,
+        on_good: Callable[[], Any] = lambda: None,
     ) -> None:
+        """``on_good`` is called when the driver has done something for the guest, for the first time."""
         self._channel = channel
         self._in_place = channel.shares_memory
         self._disk = disk
@@ -115,6 +117,8 @@ class StorVspSession:
         self._outstanding = self._requests = self._read_bytes = self._written_bytes = 0
         self._busy = self._errors = self._protocol_errors = self._refused = self._dropped = 0
         self._last_io = 0.0
+        self._on_good = on_good
+        self._on_done = self._first_done        # :meth:`_done` from the second time on
         #: opcode -> method(transaction id, cdb, capacity for data in and room for it, data out)
         self._commands: dict[int, Callable[[int, bytes, int, Memory | None, Memory], None]] = {
             Opcode.TEST_UNIT_READY: self._test_unit_ready,
@@ -252,6 +256,12 @@ class StorVspSession:
         message = vstor.complete_srb(srb_status, scsi_status, len(data), sense)
         self._send(transaction_id, message, data or None)
 
+    def _first_done(self, request: _SrbRequest) -> None:
+        self._done(request)
+        if request.status is OK:
+            self._on_done = self._done
+            self._on_good()
+
     def _done(self, request: _SrbRequest) -> None:
         """The driver finished the one request of a command."""
         self._outstanding -= 1
@@ -285,7 +295,7 @@ class StorVspSession:
 
     def _submit(self, transaction_id: int, op: Op, lba: int, blocks: int, buffer: Memory | None) -> None:
         self._outstanding += 1
-        self._disk.submit(_SrbRequest(op, lba, blocks, buffer, self._done, transaction_id))
+        self._disk.submit(_SrbRequest(op, lba, blocks, buffer, self._on_done, transaction_id))
 
     def _test_unit_ready(
         self, transaction_id: int, cdb: bytes, capacity: int, room: Memory | None, data: Memory

@@ -29,12 +29,17 @@ class Device:
     endpoint: str
     gpadls: dict[int, Lent] = field(default_factory=dict)
     channel: Channel | None = None
+    #: The guest broke the protocol: it has lost the device.
     revoked: bool = False
+    #: What follows when nothing of a channel that is closed is in use any more. Until then nobody gets the device.
+    ending: Callable[[], Any] | None = None
 
 
 class Vsp:
     """Base of the VSPs; implements :class:`~partitions.parent.vsplink.VspSide`."""
 
+    #: The component's name.
+    NAME: str
     #: The interface id of every device of this VSP.
     INTERFACE: UUID
     #: Prefix of its channels' socket files; short, for socket paths have 107 bytes.
@@ -51,6 +56,7 @@ class Vsp:
             self._channels = ZmqChannels(node, config["channels"])
         self._devices: dict[int, Device] = {}
         self._protocol_errors = 0
+        self._was_good = False
         self._provider: ProviderSide | None = None
         self._parts: dict[tuple[int, int], bytes] = {}     # of GPADLs whose pages come in several messages
 
@@ -64,6 +70,12 @@ class Vsp:
         """Stop serving; call ``closed`` when nothing of the session is in use any more."""
         raise NotImplementedError
 
+    def good(self) -> None:
+        """This process has done what it is for: whoever counts its deaths may begin anew. Once is enough."""
+        if not self._was_good:
+            self._was_good = True
+            self._node.lifeline.send({"t": "good", "component": self.NAME})
+
     # -- offering -----------------------------------------------------------------------------------
 
     def add(self, vm: str, name: str, instance: bytes) -> Device:
@@ -74,10 +86,33 @@ class Vsp:
         return device
 
     def offer_all(self, provider: ProviderSide) -> None:
-        """Hand every device to the provider."""
+        """Hand every device to the provider; one that is still in use, when it is not any more."""
         self._provider = provider
         for device in self._devices.values():
-            provider.offer(device.key, device.vm, self.INTERFACE.bytes_le, device.instance, device.endpoint.encode())
+            self._offer(device)
+
+    def _offer(self, device: Device) -> None:
+        if self._provider is not None and device.ending is None:
+            device.revoked = False
+            self._provider.offer(
+                device.key, device.vm, self.INTERFACE.bytes_le, device.instance, device.endpoint.encode()
+            )
+
+    def provider_gone(self) -> None:
+        """The provider died, and with it all that the guests had opened and lent. :meth:`offer_all` begins again."""
+        self._provider = None
+        for device in self._devices.values():
+            if device.ending is not None:
+                device.ending = lambda device=device: self._begin_again(device)
+            elif device.channel is not None:
+                device.channel.close()
+                self._end(device, lambda device=device: self._begin_again(device))  # type: ignore[misc]
+            else:
+                self._take_all_back(device)
+
+    def _begin_again(self, device: Device) -> None:
+        self._take_all_back(device)
+        self._offer(device)
 
     # -- what the provider asks -----------------------------------------------------------------------
 
@@ -86,7 +121,7 @@ class Vsp:
     ) -> None:
         provider, device = self._of(key)
         request = OpenRequest(f"{device.endpoint}.{openid:x}", pid, doorbell, ring_gpadl, downstream)
-        if device.channel is not None or device.revoked or not pid:
+        if device.channel is not None or device.ending is not None or device.revoked or not pid:
             self._channels.decline(request)
             provider.opened(key, ticket, False)
             return
@@ -102,12 +137,11 @@ class Vsp:
 
     def close(self, key: int, ticket: int) -> None:
         provider, device = self._of(key)
-        channel, device.channel = device.channel, None
-        if channel is None:
+        if device.channel is None:
             provider.closed(key, ticket)
             return
-        channel.close()
-        self.close_session(device, lambda: provider.closed(key, ticket))
+        device.channel.close()
+        self._end(device, lambda: provider.closed(key, ticket))
 
     def accept_gpadl(
         self, key: int, gpadl: int, ticket: int, nbytes: int, offset: int,
@@ -130,12 +164,28 @@ class Vsp:
 
     def tear_down_gpadl(self, key: int, gpadl: int, ticket: int) -> None:
         provider, device = self._of(key)
-        device.gpadls.pop(gpadl, None)
-        self._channels.take_back(key, gpadl)
-        provider.gpadl_torn_down(key, gpadl, ticket)
 
-    def partition_gone(self, partition: int) -> None:
+        def let_go() -> None:
+            device.gpadls.pop(gpadl, None)
+            self._channels.take_back(key, gpadl)
+            provider.gpadl_torn_down(key, gpadl, ticket)
+
+        before = device.ending
+        if before is None:
+            let_go()
+            return
+
+        def ended() -> None:  # until then the driver may still write into it
+            before()
+            let_go()
+
+        device.ending = ended
+
+    def partition_gone(self, partition: int, vm: str) -> None:
         self._channels.forget(partition)
+        for device in self._devices.values():
+            if device.vm == vm and device.revoked:  # its guest was the one that broke the protocol; the next may not
+                self._offer(device)
 
     def _of(self, key: int) -> tuple[ProviderSide, Device]:
         assert self._provider is not None
@@ -146,13 +196,28 @@ class Vsp:
         self._protocol_errors += 1
         device.revoked = True
         self._node.log(f"{device.vm}.{device.name}: channel closed: {reason}")
-        device.channel = None
         # The guest hears of it when nothing uses its memory any more, and may use that for something else then.
-        self.close_session(device, lambda: self._let_go(device, reason))
+        self._end(device, lambda: self._revoke(device, reason))
 
-    def _let_go(self, device: Device, reason: str) -> None:
+    def _end(self, device: Device, following: Callable[[], Any]) -> None:
+        """Stop serving a device whose channel is closed."""
+        device.channel = None
+        device.ending = following
+        self.close_session(device, lambda: self._ended(device))
+
+    def _ended(self, device: Device) -> None:
+        following, device.ending = device.ending, None
+        assert following is not None
+        following()
+
+    def _revoke(self, device: Device, reason: str) -> None:
+        self._take_all_back(device)
+        if self._provider is not None:
+            self._provider.revoke(device.key, reason)
+        # A rescind alone would let it wait for the next offer, which it does not get.
+        self._node.lifeline.send({"t": "lost", "component": self.NAME, "vm": device.vm, "device": device.name})
+
+    def _take_all_back(self, device: Device) -> None:
         for gpadl in device.gpadls:
             self._channels.take_back(device.key, gpadl)
         device.gpadls.clear()
-        if self._provider is not None:
-            self._provider.revoke(device.key, reason)

@@ -18,6 +18,7 @@ import msgpack
 
 from vmbus_emu.protocol.hypercall import MAX_PAYLOAD
 
+#: Posts a control message; where it matters whether it arrived, what comes back is a future of the status.
 Send = Callable[[bytes], Any]
 
 # -- the ports and connections over which it goes, by number --------------------------------------------
@@ -65,8 +66,8 @@ class VspSide(Protocol):
     def gpadl_pages(self, key: int, gpadl: int, part: bytes) -> None:
         """A part of ``runs`` too long for one message: it comes before those of ``accept_gpadl``. No answer."""
 
-    def partition_gone(self, partition: int) -> None:
-        """That partition and its memory are no more. No answer."""
+    def partition_gone(self, partition: int, vm: str) -> None:
+        """That partition of ``vm`` and its memory are no more. No answer."""
 
     def tear_down_gpadl(self, key: int, gpadl: int, ticket: int) -> None:
         """Answer: ``gpadl_torn_down``, once nothing uses the memory."""
@@ -74,6 +75,9 @@ class VspSide(Protocol):
 
 class ProviderSide(Protocol):
     """What a VSP asks of, and answers to, the provider."""
+
+    def hello(self, incarnation: int) -> None:
+        """The first word of a VSP in a partition of its own; what the incarnation before it had is gone."""
 
     def offer(self, key: int, vm: str, interface: bytes, instance: bytes, user_data: bytes) -> None:
         """Offer a device to a VM, now or as soon as it exists."""
@@ -96,10 +100,11 @@ TO_VSP: dict[str, tuple[type, ...]] = {
     "close": (int, int),
     "accept_gpadl": (int, int, int, int, int, int, int, int, bytes),
     "gpadl_pages": (int, int, bytes),
-    "partition_gone": (int,),
+    "partition_gone": (int, str),
     "tear_down_gpadl": (int, int, int),
 }
-TO_PROVIDER: dict[str, tuple[type, ...]] = {
+HELLO: dict[str, tuple[type, ...]] = {"hello": (int,)}
+TO_PROVIDER: dict[str, tuple[type, ...]] = HELLO | {
     "offer": (int, str, bytes, bytes, bytes),
     "revoke": (int, str),
     "opened": (int, int, bool),
@@ -156,10 +161,14 @@ def dispatch(table: dict[str, tuple[type, ...]], target: object, payload: bytes)
 
 
 class RemoteVsp:
-    """The provider's proxy of a VSP in another partition."""
+    """The provider's proxy of one incarnation of a VSP in another partition."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
+
+    def end(self) -> None:
+        """That incarnation is dead: what somebody still asks of it must not reach the next one."""
+        self._send = lambda payload: None
 
     def open(
         self, key: int, ticket: int, pid: int, openid: int, doorbell: int, ring_gpadl: int, downstream: int
@@ -181,8 +190,8 @@ class RemoteVsp:
     def gpadl_pages(self, key: int, gpadl: int, part: bytes) -> None:
         self._send(encode("gpadl_pages", key, gpadl, part))
 
-    def partition_gone(self, partition: int) -> None:
-        self._send(encode("partition_gone", partition))
+    def partition_gone(self, partition: int, vm: str) -> None:
+        self._send(encode("partition_gone", partition, vm))
 
     def tear_down_gpadl(self, key: int, gpadl: int, ticket: int) -> None:
         self._send(encode("tear_down_gpadl", key, gpadl, ticket))
@@ -193,6 +202,9 @@ class RemoteProvider:
 
     def __init__(self, send: Send) -> None:
         self._send = send
+
+    def hello(self, incarnation: int) -> Any:
+        return self._send(encode("hello", incarnation))
 
     def offer(self, key: int, vm: str, interface: bytes, instance: bytes, user_data: bytes) -> None:
         self._send(encode("offer", key, vm, interface, instance, user_data))

@@ -7,6 +7,8 @@ Memory is granted here, too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from partitions.parent.vsplink import (
     CHILD_PORT,
     CONTROL_PORT,
@@ -23,32 +25,40 @@ ROOT = hv.PARTITION_ROOT
 
 
 class Wiring:
-    """Makes ports and connections, and returns what the hypervisor said to each of its calls.
+    """Makes ports and connections, and says what the hypervisor answered.
 
-    It executes the calls of one VP in the order they were made. So a method makes all of its calls at once, and
-    only then waits: a connection's call finds the port that the call before it made.
+    It executes the calls of one VP in the order they were made, and every method has made all of its calls when it
+    returns. So a connection's call finds the port that the call before it made, and what is posted afterwards finds
+    the connection.
     """
 
     def __init__(self, vp: VirtualProcessor) -> None:
         self._vp = vp
 
-    async def wire_management(self) -> list[HvStatus]:
-        """Between management (the root's VP 1) and the provider (VP 0), one way each."""
-        return await _statuses(
-            self._create_port(ROOT, MANAGEMENT_CONNECTION, ROOT, hv.SINT_CONTROL, 0),
-            self._create_port(ROOT, MANAGEMENT_ANSWERS, ROOT, hv.SINT_CONTROL, 1),
-            self._connect(ROOT, MANAGEMENT_CONNECTION, ROOT, MANAGEMENT_CONNECTION),
-            self._connect(ROOT, MANAGEMENT_ANSWERS, ROOT, MANAGEMENT_ANSWERS),
-        )
+    def wire_management(self) -> Future[bool]:
+        """From management (the root's VP 1) to the provider (VP 0)."""
+        return _all(self._lead(ROOT, (MANAGEMENT_CONNECTION,), ROOT, MANAGEMENT_CONNECTION, hv.SINT_CONTROL))
 
-    async def wire_child(self, partition: int) -> list[HvStatus]:
+    def wire_provider(self) -> Future[bool]:
+        """From the provider to management, which wires what leads to it."""
+        return _all(self._lead(ROOT, (MANAGEMENT_ANSWERS,), ROOT, MANAGEMENT_ANSWERS, hv.SINT_CONTROL, vp=1))
+
+    def wire_child(self, partition: int) -> Future[bool]:
         """VMBus: both of a child's well-known connections lead to its port in the root."""
-        connections = (hv.CONNECTION_VMBUS_OLD, hv.CONNECTION_VMBUS)
-        return await self._wire(partition, hv.SINT_VMBUS, connections, CHILD_PORT)
+        return _all(self._from_child(partition) + self._to(partition, CHILD_PORT, hv.SINT_VMBUS))
 
-    async def wire_vsp(self, partition: int) -> list[HvStatus]:
+    def wire_vsp(self, partition: int) -> Future[bool]:
         """The control messages between the provider and a VSP in a partition of its own."""
-        return await self._wire(partition, hv.SINT_CONTROL, (CONTROL_PORT,), CONTROL_PORT)
+        return _all(self._from_vsp(partition) + self._to(partition, CONTROL_PORT, hv.SINT_CONTROL))
+
+    def wire_vsp_again(self, partition: int) -> Future[bool]:
+        """A VSP's port went with the process that it belonged to; there is a new one."""
+        return _all(self._to(partition, CONTROL_PORT, hv.SINT_CONTROL))
+
+    def find_again(self, partition: int, child: bool) -> Future[bool]:
+        """The root's ports went with an earlier incarnation of the provider: make the one for ``partition`` anew. The
+        way to it is still there, if its process is."""
+        return _all((self._from_child if child else self._from_vsp)(partition))
 
     async def make_doorbells(self, child: int, vsp: int, number: int) -> list[HvStatus]:
         """A channel's two doorbells: port ``number`` in partition ``vsp``, which ``child`` rings through its connection
@@ -77,14 +87,25 @@ class Wiring:
         block = hv.GRANT.pack(child, vsp, gpa, pages, Access.READ | Access.WRITE)
         return (await self._vp.call(Code.MAP_GPA_PAGES, block))[0]
 
-    async def _wire(self, partition: int, sint: int, connections: tuple[int, ...], port: int) -> list[HvStatus]:
-        ours = FIRST_PARTITION_PORT + partition
-        return await _statuses(
-            self._create_port(ROOT, ours, partition, sint),
-            *[self._connect(partition, number, ROOT, ours) for number in connections],
-            self._create_port(partition, port, ROOT, sint),
-            self._connect(ROOT, ours, partition, port),
-        )
+    def _from_child(self, partition: int) -> list[Future[bool]]:
+        numbers = hv.CONNECTION_VMBUS_OLD, hv.CONNECTION_VMBUS
+        return self._lead(partition, numbers, ROOT, FIRST_PARTITION_PORT + partition, hv.SINT_VMBUS)
+
+    def _from_vsp(self, partition: int) -> list[Future[bool]]:
+        return self._lead(partition, (CONTROL_PORT,), ROOT, FIRST_PARTITION_PORT + partition, hv.SINT_CONTROL)
+
+    def _to(self, partition: int, port: int, sint: int) -> list[Future[bool]]:
+        return self._lead(ROOT, (FIRST_PARTITION_PORT + partition,), partition, port, sint)
+
+    def _lead(
+        self, peer: int, connections: tuple[int, ...], owner: int, port: int, sint: int, vp: int = 0
+    ) -> list[Future[bool]]:
+        """``peer``'s connections to a message port of ``owner``, wherever any of it is missing."""
+        made = _there(self._create_port(owner, port, peer, sint, vp), HvStatus.INVALID_PORT_ID)
+        return [made] + [
+            _there(self._connect(peer, number, owner, port), HvStatus.INVALID_CONNECTION_ID)
+            for number in connections
+        ]
 
     def _create_port(
         self, owner: int, number: int, peer: int, sint: int, vp: int = 0, kind: PortType = PortType.MESSAGE
@@ -99,3 +120,27 @@ class Wiring:
 
 async def _statuses(*calls: Future[Outcome]) -> list[HvStatus]:
     return [(await call)[0] for call in calls]
+
+
+def _there(call: Future[Outcome], already: HvStatus) -> Future[bool]:
+    """Whether a port or connection is there now: made, or left by an incarnation that died before it could use it."""
+    there: Future[bool] = Future()
+    call.then(lambda future: there.resolve(future.result()[0] in (HvStatus.SUCCESS, already)))
+    return there
+
+
+def _all(parts: Sequence[Future[bool]]) -> Future[bool]:
+    whole: Future[bool] = Future()
+    left = len(parts)
+    good = True
+
+    def settled(future: Future[bool]) -> None:
+        nonlocal left, good
+        left -= 1
+        good = good and future.result()
+        if not left:
+            whole.resolve(good)
+
+    for part in parts:
+        part.then(settled)
+    return whole

@@ -265,7 +265,7 @@ class Vsp:
     def gpadl_pages(self, key: int, gpadl: int, part: bytes) -> None:
         """Part of a longer list; the whole asks for an answer."""
 
-    def partition_gone(self, partition: int) -> None:
+    def partition_gone(self, partition: int, vm: str) -> None:
         """Wants no answer."""
 
     def tear_down_gpadl(self, key: int, gpadl: int, ticket: int) -> None:
@@ -301,6 +301,7 @@ def link_payload(rng: random.Random) -> bytes:
         encode("gpadl_accepted", key, rng.randrange(4), ticket, True),
         encode("gpadl_torn_down", key, rng.randrange(4), ticket),
         mutated(rng, encode("opened", key, ticket, True)),
+        encode("hello", rng.randrange(5)),
         rng.randbytes(rng.randrange(200)),
     ))[:hv.MAX_PAYLOAD]
 
@@ -361,6 +362,8 @@ def test_a_provider_survives_hostile_guests_and_vsps_and_serves_the_next_guest(
         world.settle()
         hostile = Guest(world, vm1)
         vsp = world.processor(far)
+        if case % 2:
+            vsp.post(0x10, hv.MESSAGE_CONTROL, encode("hello", 1))
         pid = world.hypervisor.partitions[vm1].vps[0]
         for _ in range(rng.randrange(5, 60)):
             match rng.randrange(8):
@@ -369,7 +372,7 @@ def test_a_provider_survives_hostile_guests_and_vsps_and_serves_the_next_guest(
                 case 1 if bad.late:
                     bad.late.pop(rng.randrange(len(bad.late)))()
                 case 2 if rng.random() < 0.1:
-                    provider.peer_died(rng.choice(("netvsp", "vm1")))
+                    provider.peer_died(rng.choice(("netvsp", "vm1")), rng.randrange(4))
                 case _:
                     hostile.vp.post(rng.choice((1, 4)), rng.choice((1, 1, 1, 0x10, 7)), guest_payload(rng))
             if rng.random() < 0.5:

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -46,6 +46,12 @@ def _interrupts_count() -> None:
 
 class Lab:
     """The machines of one test, below ``base``, where ``VMBUS_EMU_RUN`` points."""
+
+    #: Dead stays dead: for a test of what a death takes along, and of nothing that follows.
+    NOTHING_FOLLOWS: ClassVar[Mapping[str, str]] = {
+        "hypervisor": "degraded", "monolith": "halt", "parent": "halt", "management": "halt", "storvsp": "halt",
+        "netvsp": "halt",
+    }
 
     def __init__(self, base: Path) -> None:
         self.base = base

@@ -1,7 +1,7 @@
 """What does ``kill -9`` of a component's process take with it, who does not notice, and does ``ps`` tell the truth?
 
 The blast radius is the placement's: whatever lived in that process is dead, everything else keeps its pid and
-state. Nothing is restarted here yet, but for the machine's own parts, the front door and the zygote.
+state. By the policies of these machines nothing is restarted but the machine's own parts, front door and zygotes.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def ping_works(machine: Machine) -> bool:
 def test_a_kill_takes_exactly_what_lived_in_that_process(
     lab: Lab, wait: Wait, arch: str, victim: str, dead: set[str], works: tuple[bool | None, bool, bool], transport: str
 ) -> None:
-    machine = lab.up(arch, transport=transport)
+    machine = lab.up(arch, transport=transport, policy=lab.NOTHING_FOLLOWS)
     assert (disk_works(machine, "vm1"), disk_works(machine, "vm2"), ping_works(machine)) == (True, True, True)
     before = lab.rows(machine)
     pid = lab.kill(machine, victim)
@@ -81,7 +81,7 @@ def test_a_kill_takes_exactly_what_lived_in_that_process(
 
 
 def test_killing_the_monolith_kills_every_vm(lab: Lab) -> None:
-    machine = lab.up("monolithic")
+    machine = lab.up("monolithic", policy=lab.NOTHING_FOLLOWS)
     lab.kill(machine, "vm2")  # which is a thread: its process is everybody's
     rows = lab.rows(machine)
     assert {name for name, row in rows.items() if row["state"] == "dead"} == set(rows) - {"machine"}
@@ -117,7 +117,7 @@ class Running:
 
 @pytest.mark.parametrize("arch", ["monolithic", "microkernel", "disaggregated"])
 def test_a_command_ends_with_137_when_its_vm_dies_under_it(lab: Lab, wait: Wait, arch: str) -> None:
-    machine = lab.up(arch)
+    machine = lab.up(arch, policy=lab.NOTHING_FOLLOWS)
     command = Running(lab, wait, "vm1", "ping -i 0.05 vm2")
     lab.kill(machine, "vm1")
     result = command.end()
@@ -132,7 +132,7 @@ def test_a_command_ends_with_137_when_its_vm_dies_under_it(lab: Lab, wait: Wait,
 def test_a_command_that_waits_for_the_disk_fails_when_the_parent_dies_instead_of_hanging(
     lab: Lab, wait: Wait, transport: str
 ) -> None:
-    machine = lab.up(transport=transport)
+    machine = lab.up(transport=transport, policy=lab.NOTHING_FOLLOWS)
     parent = lab.rows(machine)["parent"]["pid"]
     reader = lab.attach()
     results: list[ExecResult] = []
@@ -189,7 +189,7 @@ def test_the_zygote_is_replaced_and_no_vm_notices(lab: Lab, wait: Wait, arch: st
 
 
 def test_several_components_at_once_are_each_shown_dead_and_down_still_returns(lab: Lab, wait: Wait) -> None:
-    machine = lab.up("disaggregated", vms=3)
+    machine = lab.up("disaggregated", vms=3, policy=lab.NOTHING_FOLLOWS)
     before = lab.rows(machine)
     victims = {"hypervisor", "parent", "netvsp", "vm2"}
     for name in victims:

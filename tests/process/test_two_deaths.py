@@ -20,7 +20,7 @@ TRANSPORTS = pytest.mark.parametrize("transport", ["zmq", "ring"])
 def test_without_hypervisor_and_parent_a_guest_hears_of_its_devices(
     lab: Lab, order: tuple[str, ...], transport: str
 ) -> None:
-    machine = lab.up("microkernel", transport=transport)
+    machine = lab.up("microkernel", transport=transport, policy=lab.NOTHING_FOLLOWS)
     for component in order:
         lab.kill(machine, component)
     read = machine.exec("vm1", "sha256 disk0", timeout=20)
@@ -31,7 +31,7 @@ def test_without_hypervisor_and_parent_a_guest_hears_of_its_devices(
 
 @TRANSPORTS
 def test_a_disaggregated_guest_keeps_the_device_whose_vsp_lives(lab: Lab, transport: str) -> None:
-    machine = lab.up("disaggregated", transport=transport)
+    machine = lab.up("disaggregated", transport=transport, policy=lab.NOTHING_FOLLOWS)
     for component in ("hypervisor", "parent", "storvsp"):
         lab.kill(machine, component)
     read = machine.exec("vm1", "sha256 disk0", timeout=20)
@@ -43,7 +43,7 @@ def test_a_disaggregated_guest_keeps_the_device_whose_vsp_lives(lab: Lab, transp
 def test_a_command_that_waits_for_its_disk_ends_when_the_last_who_could_answer_is_dead(
     lab: Lab, transport: str
 ) -> None:
-    machine = lab.up("microkernel", transport=transport)
+    machine = lab.up("microkernel", transport=transport, policy=lab.NOTHING_FOLLOWS)
     lab.kill(machine, "hypervisor")
     program = lab.program("exec", "--name", "m", "vm1", "--", "null", "disk0", "100000000")
     lab.kill(machine, "parent")

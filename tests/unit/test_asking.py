@@ -64,8 +64,8 @@ class Vsp:
         if self.patient:
             self.answers.gpadl_torn_down(key, gpadl, ticket)
 
-    def partition_gone(self, partition: int) -> None:
-        self.asked.append(("gone", partition))
+    def partition_gone(self, partition: int, vm: str) -> None:
+        self.asked.append(("gone", partition, vm))
 
     @property
     def words(self) -> list[str]:
@@ -88,6 +88,7 @@ class Bench:
             vp = wires.processor(self.place)
             vp.on_message = lambda sint, message: dispatch(TO_VSP, self.vsp, message.payload)
             self.vsp.answers = RemoteProvider(lambda payload: vp.post(0x10, hv.MESSAGE_CONTROL, payload))
+            self.vsp.answers.hello(1)
         else:
             self.vsp.answers = self.provider.add_vsp("storvsp", self.vsp)
         self.vsp.answers.offer(1, "vm1", INTERFACE, uuid.UUID(int=1).bytes_le, b"endpoint")
@@ -258,7 +259,7 @@ def test_a_vsp_that_dies_meanwhile_leaves_nobody_waiting(
     bench.post(*messages[asked]())
     wires.loop.run_until(lambda: False, 0.01)   # under way, at the hypervisor or at the VSP
     wires.apply(wires.hypervisor.died(wires.hypervisor.partitions[bench.place].vps[0]))
-    bench.provider.peer_died("storvsp")
+    bench.provider.peer_died("storvsp", 1)
     assert bench.awaits(wire.RescindChannelOffer).relid == bench.relid
     waiters = [type(message).__name__ for message in bench.seen]
     assert waiters == []
@@ -274,9 +275,9 @@ def test_a_dead_guests_memory_and_doorbells_are_given_back(bench: Bench) -> None
     bench.opened()
     guest = bench.tables.partitions[bench.partition].vps[0]
     bench.wires.apply(bench.tables.died(guest))
-    bench.provider.peer_died("vm1")
+    bench.provider.peer_died("vm1", 1)
     bench.wires.settle()
     assert sorted(bench.vsp.words[2:]) == ["close", "gone", "tear down"]
-    assert ("gone", bench.partition) in bench.vsp.asked
+    assert ("gone", bench.partition, "vm1") in bench.vsp.asked
     assert bench.doorbells() == []
     assert bench.provider.stats()["counters"]["connections"] == 0

@@ -22,12 +22,12 @@ DATA_PLANE = tuple(
     f"vmbus_emu.{name}"
     for name in (
         "device", "channel", "loop", "task", "zmqport", "protocol", "vmbus",
-        "memory", "ring", "ring_channel", "guest_ring", "host_ring", "polling",
+        "memory", "ring", "ring_channel", "guest_ring", "host_ring", "polling", "witness",
     )
 )
 
 #: What a partition's process stands on besides: the hypervisor's calls, the lifeline, the process itself.
-PROCESS = tuple(f"vmbus_emu.{name}" for name in ("vp", "lifeline", "node"))
+PROCESS = tuple(f"vmbus_emu.{name}" for name in ("vp", "lifeline", "node", "canary"))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from partitions.parent.vsplink import FIRST_PARTITION_PORT, RemoteProvider
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol import vmbus as wire
 from vmbus_emu.protocol.vmbus import NEWEST
+from vmbus_emu.task import Task
 from vmbus_emu.vmbus.gpadl import contiguous, encode_gpadl
 
 M = TypeVar("M")
@@ -24,7 +25,7 @@ class Vsp:
 
     def __init__(self, provider: Provider, name: str, patient: bool = True) -> None:
         self.asked: list[tuple[Any, ...]] = []
-        self.gone: list[int] = []
+        self.gone: list[tuple[int, str]] = []
         self.patient = patient
         self.face = provider.add_vsp(name, self)
 
@@ -52,8 +53,8 @@ class Vsp:
         self.asked.append(("tear_down_gpadl", key, gpadl))
         self.face.gpadl_torn_down(key, gpadl, ticket)
 
-    def partition_gone(self, partition: int) -> None:
-        self.gone.append(partition)
+    def partition_gone(self, partition: int, vm: str) -> None:
+        self.gone.append((partition, vm))
 
 
 class Guest:
@@ -167,11 +168,14 @@ def test_a_revoked_device_is_rescinded_once_and_its_key_may_be_offered_again(roo
     assert guest.awaits(wire.RescindChannelOffer).relid == relid
     assert root.log.count(f"vm1: channel {relid} revoked: it broke") == 1
     root.vsp.offer(1, "vm1")
-    assert guest.awaits(wire.OfferChannel).instance == uuid.UUID(int=1).bytes_le
-    guest.post(wire.RelidReleased(relid))       # of the old one: the new one stays
     root.wires.settle()
+    assert guest.seen == []                     # it has not let go of the old one
+    guest.post(wire.RelidReleased(relid))
+    again = guest.awaits(wire.OfferChannel)
+    assert again.instance == uuid.UUID(int=1).bytes_le
+    assert guest.open(again.relid) == 0
     root.vsp.face.revoke(1, "the new one")
-    assert guest.awaits(wire.RescindChannelOffer).relid != relid
+    assert guest.awaits(wire.RescindChannelOffer).relid == again.relid
 
 
 @pytest.mark.parametrize(("interface", "instance", "user_data"), [
@@ -196,12 +200,16 @@ def test_a_dead_guest_lets_go_of_everything_it_had(root: Root) -> None:
     guest.contact()
     assert guest.open(guest.awaits(wire.OfferChannel).relid) == 0
     root.wires.apply(root.wires.hypervisor.died(guest.pid))
-    root.provider.peer_died("vm1")
-    root.provider.peer_died("vm1")
+    root.provider.peer_died("vm1", 1)
+    root.provider.peer_died("vm1", 1)
     root.wires.settle()
     assert root.vsp.asked[-1] == ("close", 1)
-    assert set(root.vsp.gone) == {guest.partition}
+    assert root.vsp.gone == [(guest.partition, "vm1")]
     assert root.counters()["connections"] == 0
+    other = root.guest("vm1")                   # the VM starts again, in a partition of its own
+    other.contact()
+    assert other.open(other.awaits(wire.OfferChannel).relid) == 0
+    assert [asked[0] for asked in root.vsp.asked] == ["open", "close", "open"]
 
 
 def test_a_dead_guest_whose_vsp_answers_late_ends_when_it_has(root: Root) -> None:
@@ -212,13 +220,19 @@ def test_a_dead_guest_whose_vsp_answers_late_ends_when_it_has(root: Root) -> Non
     root.vsp.patient = False
     guest.post(wire.OpenChannel(relid, 1, 0, 0, 0, b""))
     assert root.wires.loop.run_until(lambda: bool(root.vsp.asked), 5.0)
-    root.provider.peer_died("vm1")
+    root.provider.peer_died("vm1", 1)
+    other = root.guest("vm1")
+    other.contact()
+    other.awaits(wire.AllOffersDelivered)
+    assert root.counters()["channels"] == 1     # the driver may still write for the one that is dead
     for ticket in range(10):    # one of them is the awaited one
         root.vsp.face.opened(1, ticket, True)
         root.vsp.face.closed(1, ticket)
     for ticket in range(10):
         root.vsp.face.closed(1, ticket)
     assert root.vsp.asked[-1] == ("close", 1)
+    root.vsp.patient = True
+    assert other.open(other.awaits(wire.OfferChannel).relid) == 0
     assert root.counters()["channels"] == 1
 
 
@@ -272,10 +286,24 @@ class FarVsp:
     """A VSP's partition: its proxy of the provider, and what it was asked, undecoded."""
 
     def __init__(self, root: Root, name: str) -> None:
-        self.vp = root.wires.processor(root.attach(name, "vsp"))
+        self.partition = root.attach(name, "vsp")
+        self.vp = root.wires.processor(self.partition)
         self.asked: list[bytes] = []
         self.vp.on_message = lambda sint, message: self.asked.append(message.payload)
         self.provider = RemoteProvider(lambda payload: self.vp.post(CONTROL_PORT, hv.MESSAGE_CONTROL, payload))
+        self.provider.hello(1)
+
+    def offer(self, instance: int) -> None:
+        self.provider.offer(1, "vm1", INTERFACE, uuid.UUID(int=instance).bytes_le, b"endpoint")
+
+    def dies(self, root: Root) -> None:
+        root.wires.apply(root.wires.hypervisor.died(root.wires.hypervisor.partitions[self.partition].vps[0]))
+
+    def comes_back(self, root: Root, incarnation: int) -> None:
+        self.vp = root.wires.processor(self.partition)
+        self.asked.clear()
+        self.vp.on_message = lambda sint, message: self.asked.append(message.payload)
+        self.provider.hello(incarnation)
 
 
 def test_a_far_vsp_offers_and_is_asked_by_messages(root: Root) -> None:
@@ -299,6 +327,73 @@ def test_the_death_of_a_far_vsp_rescinds_its_devices_and_leaves_the_others(root:
     gone = guest.awaits(wire.OfferChannel).relid
     guest.post(wire.OpenChannel(gone, 1, 0, 0, 0, b""))    # never answered
     assert root.wires.loop.run_until(lambda: bool(far.asked), 5.0)
-    root.provider.peer_died("netvsp")
+    root.provider.peer_died("netvsp", 1)
     assert guest.awaits(wire.RescindChannelOffer).relid == gone
     assert guest.open(near) == 0
+
+
+@pytest.mark.parametrize("told_late", [False, True])
+def test_a_far_vsp_that_comes_back_is_offered_and_asked_again(root: Root, told_late: bool) -> None:
+    """The machine's word of the death and the new incarnation's first word go different ways."""
+    far = FarVsp(root, "netvsp")
+    guest = root.guest("vm1")
+    guest.contact()
+    far.offer(5)
+    relid = guest.awaits(wire.OfferChannel).relid
+    guest.post(wire.OpenChannel(relid, 1, 0, 0, 0, b""))
+    assert root.wires.loop.run_until(lambda: bool(far.asked), 5.0)
+    far.dies(root)
+    if not told_late:
+        root.provider.peer_died("netvsp", 1)
+    far.comes_back(root, 2)
+    far.offer(5)
+    assert guest.awaits(wire.RescindChannelOffer).relid == relid
+    root.provider.peer_died("netvsp", 1)
+    root.wires.settle()
+    assert not any(isinstance(message, wire.OfferChannel) for message in guest.seen)
+    guest.post(wire.RelidReleased(relid))
+    again = guest.awaits(wire.OfferChannel)
+    assert again.instance == uuid.UUID(int=5).bytes_le
+    guest.post(wire.OpenChannel(again.relid, 2, 0, 0, 0, b""))
+    assert root.wires.loop.run_until(lambda: bool(far.asked), 5.0)
+    assert b"open" in far.asked[0]
+
+
+def test_nothing_counts_that_a_dead_incarnation_of_a_vsp_had_said(root: Root) -> None:
+    far = FarVsp(root, "netvsp")
+    root.wires.settle()
+    root.provider.peer_died("netvsp", 1)
+    before = root.counters()["strange_messages"]
+    far.offer(5)            # it was under way
+    far.provider.hello(1)   # and so was this
+    root.wires.settle()
+    guest = root.guest("vm1")
+    guest.contact()
+    guest.awaits(wire.AllOffersDelivered)
+    assert guest.seen == []
+    assert root.counters()["strange_messages"] == before + 2
+
+
+def test_a_new_provider_finds_the_guests_and_vsps_that_run(root: Root) -> None:
+    far = FarVsp(root, "netvsp")
+    guest = root.guest("vm1")
+    guest.contact()
+    guest.awaits(wire.AllOffersDelivered)
+    kinds: list[int] = []
+    guest.vp.on_message = lambda sint, message: kinds.append(message.kind)
+    far.vp.on_message = guest.vp.on_message
+    root.wires.apply(root.wires.hypervisor.died(root.wires.hypervisor.partitions[1].vps[0]))
+    root.wires.settle()
+    assert kinds == [hv.MESSAGE_PARENT_RESET] * 2
+    new = Root(root.wires)
+    new.vsp.offer(1, "vm1")
+    running = [(far.partition, "netvsp", "vsp"), (guest.partition, "vm1", "child")]
+    assert root.wires.result(Task(root.wires.loop, new.provider.prepare(running)))
+    root.wires.settle()
+    assert kinds[2:] == [hv.MESSAGE_PARENT_BACK] * 2
+    guest.vp.on_message = lambda sint, message: guest.seen.append(wire.decode_from_host(message.payload, NEWEST))
+    guest.contact()
+    assert guest.open(guest.awaits(wire.OfferChannel).relid) == 0
+    far.provider.hello(1)
+    far.offer(5)
+    assert guest.awaits(wire.OfferChannel).instance == uuid.UUID(int=5).bytes_le

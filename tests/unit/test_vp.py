@@ -106,3 +106,85 @@ def test_an_event_is_seen_and_may_be_raised_again(wires: Any) -> None:
         assert wires.result(child.call(Code.SIGNAL_EVENT, hv.SIGNAL_EVENT.pack(4, 3, 0)))[0] is HvStatus.SUCCESS
         wires.settle()
     assert seen == [(2, 3), (2, 3)]
+
+
+# -- a hypervisor that dies and comes back --------------------------------------------------------------------
+
+
+def test_calls_during_an_outage_wait_if_the_hypervisor_comes_back(wires: Any) -> None:
+    root = wires.processor()
+    root.recoverable = True
+    wires.cut = True
+    calls = [root.call(Code.CREATE_PARTITION, hv.CREATE_PARTITION.pack(0, 0, 0, b"vm")) for _ in range(hv.MAX_CALLS)]
+    assert wires.result(root.call(Code.GET_PARTITION_ID)) == (HvStatus.OPERATION_DENIED, b""), "not without bound"
+    wires.settle()
+    assert not any(call.done for call in calls)
+    wires.cut = False
+    wires.die()
+    outcomes = [wires.result(call) for call in calls]
+    assert outcomes[:2] == [(HvStatus.SUCCESS, hv.PARTITION_ID.pack(number)) for number in (2, 3)]
+    assert wires.hypervisor.next_partition == 2 + sum(status is HvStatus.SUCCESS for status, _ in outcomes)
+    assert wires.result(root.call(Code.GET_PARTITION_ID))[0] is HvStatus.SUCCESS
+
+
+def test_calls_that_found_no_room_leave_when_there_is_some(wires: Any) -> None:
+    root = wires.processor()
+    root.recoverable = True
+    first = root.call(Code.GET_PARTITION_ID)
+    wires.cut = True        # its queue is full, but it lives
+    second = root.call(Code.GET_PARTITION_ID)
+    wires.cut = False
+    third = root.call(Code.GET_PARTITION_ID)
+    assert [wires.result(call)[0] for call in (first, second, third)] == [HvStatus.SUCCESS] * 3
+
+
+def test_a_call_whose_answer_is_lost_is_not_executed_twice(wires: Any) -> None:
+    root = wires.processor()
+    call = root.call(Code.CREATE_PARTITION, hv.CREATE_PARTITION.pack(0, 0, 0, b"vm"))
+    wires.die()             # its answer was on its way
+    assert wires.result(call) == (HvStatus.SUCCESS, hv.PARTITION_ID.pack(2))
+    assert set(wires.hypervisor.partitions) == {1, 2}
+
+
+def test_a_message_is_seen_once_and_its_buffer_freed_though_the_end_of_message_was_lost(wires: Any) -> None:
+    root, number = joined(wires)
+    child = wires.processor(number)
+    seen: list[bytes] = []
+
+    def on_message(sint: int, message: SynicMessage) -> None:
+        seen.append(message.payload)
+        if len(seen) == 1:
+            wires.die()     # before the end of this round, when the EOM leaves
+
+    root.on_message = on_message
+    for payload in (b"one", b"two"):
+        assert wires.result(child.post(4, 1, payload)) is HvStatus.SUCCESS
+    assert wires.loop.run_until(lambda: len(seen) == 2, 5.0)
+    wires.settle()
+    assert (seen, root.messages, wires.deaths) == ([b"one", b"two"], 2, 1)
+    assert wires.hypervisor.partitions[1].ports[9].in_use == 0
+
+
+def test_an_event_whose_receipt_is_lost_is_raised_again_and_does_not_swallow_the_next(wires: Any) -> None:
+    root, number = joined(wires, PortType.EVENT)
+    child = wires.processor(number)
+    seen: list[int] = []
+    root.on_event = lambda sint, flag: seen.append(flag)
+    signalled = child.call(Code.SIGNAL_EVENT, hv.SIGNAL_EVENT.pack(4, 3, 0))
+    wires.die()             # with the event on its way
+    assert wires.result(signalled)[0] is HvStatus.SUCCESS
+    wires.settle()
+    assert seen == [3]
+    assert wires.result(child.call(Code.SIGNAL_EVENT, hv.SIGNAL_EVENT.pack(4, 3, 0)))[0] is HvStatus.SUCCESS
+    wires.settle()
+    assert seen == [3, 3]
+
+
+def test_the_hypervisor_forgets_answers_that_have_arrived(wires: Any) -> None:
+    root = wires.processor()
+    for _ in range(500):
+        assert wires.result(root.call(Code.GET_PARTITION_ID))[0] is HvStatus.SUCCESS
+        assert len(wires.hypervisor.callers[1, 0].results) <= hv.CALLS_PER_ANSWERED + 1
+    wires.die()
+    wires.settle()
+    assert wires.hypervisor.callers[1, 0].results == {}, "it is told on reconnecting"

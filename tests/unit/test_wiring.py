@@ -12,7 +12,7 @@ from vmbus_emu.hypervisor.core import Effect, HandDoorbell, HandOut
 from vmbus_emu.hypervisor.tables import Grant
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Access, HvStatus
-from vmbus_emu.task import Task
+from vmbus_emu.task import Future, Task
 
 S = HvStatus
 GPA, PAGES = 1 << 32, 16
@@ -80,13 +80,40 @@ def test_a_region_is_granted_once_for_reading_and_writing(bench: Bench, vsp: int
 
 
 @pytest.mark.parametrize(("method", "calls"), [
-    (lambda wiring: wiring.wire_management(), 4), (lambda wiring: wiring.wire_child(CHILD), 5),
-    (lambda wiring: wiring.wire_vsp(VSP), 4), (lambda wiring: wiring.make_doorbells(CHILD, VSP, 500), 4),
+    (lambda wiring: wiring.wire_management(), 2), (lambda wiring: wiring.wire_provider(), 2),
+    (lambda wiring: wiring.wire_child(CHILD), 5), (lambda wiring: wiring.wire_vsp(VSP), 4),
 ])
-def test_calls_are_made_at_once_and_answered_in_their_order(
-    bench: Bench, method: Callable[[Wiring], Coroutine[Any, Any, list[HvStatus]]], calls: int
+def test_calls_are_made_before_a_method_returns(
+    bench: Bench, method: Callable[[Wiring], Future[bool]], calls: int
 ) -> None:
-    task = Task(bench.wires.loop, method(bench.wiring))
+    made = method(bench.wiring)
+    assert (bench.vp.hypercalls, made.done) == (calls, False)
+    assert bench.wires.result(made)
+    ports = bench.wires.hypervisor.stats().ports
+    assert bench.wires.result(method(bench.wiring)), "what is there already is no fault"
+    assert bench.wires.hypervisor.stats().ports == ports
+
+
+def test_the_calls_for_doorbells_are_made_at_once(bench: Bench) -> None:
+    task = Task(bench.wires.loop, bench.wiring.make_doorbells(CHILD, VSP, 500))
     bench.wires.loop.step(0.0)
-    assert (bench.vp.hypercalls, task.done) == (calls, False)
-    assert bench.wires.result(task) == [S.SUCCESS] * calls
+    assert (bench.vp.hypercalls, task.done) == (4, False)
+    assert bench.wires.result(task) == [S.SUCCESS] * 4
+
+
+@pytest.mark.parametrize("partition", [CHILD, VSP])
+def test_a_new_incarnation_of_the_root_makes_its_own_ports_again(bench: Bench, partition: int) -> None:
+    child = partition == CHILD
+    wire = bench.wiring.wire_child if child else bench.wiring.wire_vsp
+    assert bench.wires.result(wire(partition))
+    tables = bench.wires.hypervisor.partitions
+    before = {number: (set(one.ports), dict(one.connections)) for number, one in tables.items()}
+    bench.wires.apply(bench.wires.hypervisor.died(tables[1].vps[0]))
+    assert tables[1].ports == {}
+    assert tables[partition].connections == {}
+    assert bench.wires.result(Wiring(bench.wires.processor()).find_again(partition, child))
+    assert {number: (set(one.ports), dict(one.connections)) for number, one in tables.items()} == before
+
+
+def test_a_partition_that_is_not_there_cannot_be_wired(bench: Bench) -> None:
+    assert not bench.wires.result(bench.wiring.wire_child(99))

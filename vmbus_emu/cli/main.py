@@ -14,20 +14,27 @@ from typing import Any
 import click
 
 from vmbus_emu import __version__
+from vmbus_emu.cli.chaos import chaos
+from vmbus_emu.cli.check import check
 from vmbus_emu.cli.completion import COMPLETE_VARIABLE, completion
 from vmbus_emu.cli.down import down
 from vmbus_emu.cli.errors import INTERRUPTED, PROGRAM, explain
 from vmbus_emu.cli.exec import exec_
+from vmbus_emu.cli.kill import kill
 from vmbus_emu.cli.logs import logs
 from vmbus_emu.cli.ls import ls
 from vmbus_emu.cli.pingall import pingall
 from vmbus_emu.cli.plan import plan
 from vmbus_emu.cli.ps import ps
 from vmbus_emu.cli.shell import shell
+from vmbus_emu.cli.start import start
 from vmbus_emu.cli.up import up
+from vmbus_emu.cli.watch import watch
 
 #: In the order of ``--help``: the order in which one meets them.
-VERBS: tuple[click.Command, ...] = (up, ps, exec_, shell, pingall, logs, ls, plan, down, completion)
+VERBS: tuple[click.Command, ...] = (
+    up, ps, exec_, shell, pingall, kill, start, watch, chaos, check, logs, ls, plan, down, completion,
+)  # fmt: skip
 
 
 class Program(click.Group):
@@ -69,7 +76,7 @@ def cli() -> None:
     Example:
       vmbus-emu up --vms 2
       vmbus-emu exec vm1 -- sha256 disk0
-      vmbus-emu pingall
+      vmbus-emu kill parent
       vmbus-emu down
     """
 

@@ -29,6 +29,10 @@ from vmbus_emu.topology.data import Topology
 
 if TYPE_CHECKING:
     from vmbus_emu.client.door import Door
+    from vmbus_emu.client.events import EventStream
+
+#: How long a VM may take to start, and a machine to recover from a kill (a hang is detected in that time, too).
+START_S, RECOVERY_S = 60.0, 15.0
 
 Progress = Callable[[Mapping[str, Any]], Any]
 
@@ -169,6 +173,57 @@ class Machine:
         """
         vms = list(self.info()["vms"])
         return Pingall(self._connected(), vms, count).run(timeout)
+
+    # -- deaths ---------------------------------------------------------------------------------------
+
+    def watch(self, past: bool = False) -> EventStream:
+        """The machine's events, from now on; with ``past``, those first that it still has. Raises :class:`NotRunning`.
+
+        To be iterated over, and closed; it ends with the machine.
+        """
+        from vmbus_emu.client.events import EventStream
+
+        return EventStream(_open_door(self.name), past)
+
+    def start(self, vm: str, timeout: float = START_S) -> dict[str, Any]:
+        """Start a VM that is dead; returns when it is ready, with ``pid`` and ``incarnation``.
+
+        Raises :class:`MachineError`.
+        """
+        reply = self._connected().ask("start", timeout, vm=vm)
+        return {"vm": vm, "pid": reply.get("pid"), "incarnation": reply.get("incarnation")}
+
+    def kill(self, component: str, fault: str = "kill", timeout: float = RECOVERY_S) -> dict[str, Any]:
+        """Kill a component, or ``machine``, while every VM reads its disk and pings its neighbour; what it cost.
+
+        ``fault``: how, one of :data:`vmbus_emu.faults.ENDING`. Waits at most ``timeout`` seconds for what should
+        follow. The result is a run (:mod:`vmbus_emu.client.judging`). Raises
+        :class:`MachineError`.
+        """
+        from vmbus_emu.client import chaos
+
+        run = chaos.kill(_folder(self.name), _open_door(self.name), component, fault, timeout)
+        if component == chaos.MACHINE:
+            self.close()
+        return run
+
+    def chaos(
+        self, kill: str | Sequence[str], every: float = 1.0, duration: float = 60.0, *, seed: int | None = None,
+        fault: str = "kill", overwrite: bool = False, timeout: float = RECOVERY_S, progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Kill components in turn (``all``: every one), at a random moment in each period of ``every`` seconds, for
+        ``duration`` seconds, while every VM overwrites a RAM disk; then read back and judge.
+
+        ``overwrite``: also image files of VMs without a RAM disk. The result is a run (:mod:`vmbus_emu.client.judging`
+        reads it). Raises :class:`MachineError`.
+        """
+        from vmbus_emu.client import chaos
+
+        named = [kill] if isinstance(kill, str) else list(kill)
+        return chaos.chaos(
+            _folder(self.name), _open_door(self.name), named, every, duration, seed, fault, overwrite, timeout,
+            progress or (lambda step: None),
+        )
 
 
 class Vm:

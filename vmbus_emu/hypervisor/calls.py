@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from struct import Struct
 
 from vmbus_emu.hypervisor import lifecycle, memory, synic
-from vmbus_emu.hypervisor.core import Effect, Hypervisor, Reply, Request, Result
+from vmbus_emu.hypervisor.changes import Change
+from vmbus_emu.hypervisor.core import Effect, HandDoorbell, HandOut, Hypervisor, Reply, Request, Result
 from vmbus_emu.hypervisor.tables import Vp
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Code, HvStatus, Privilege
@@ -70,3 +71,50 @@ def execute(hypervisor: Hypervisor, caller: Vp, sequence: int, control: int, blo
         hypervisor.refused += status is not HvStatus.SUCCESS
         effects.append(Reply(caller, sequence, status, output))
     return effects
+
+
+def receive(hypervisor: Hypervisor, caller: Vp, sequence: int, control: int, block: bytes) -> list[Effect]:
+    """A call as it arrives from the process of ``caller``, which must be bound: once, or again from who has no answer.
+
+    A recorded hypervisor executes a sequence number once, and keeps the answer until the caller said that it has it.
+    An answer that descriptors go before is kept when they were handed out (:func:`handed`); till then they are owed.
+    """
+    if not hypervisor.recorded:
+        return execute(hypervisor, caller, sequence, control, block)
+    asked = hypervisor.callers[caller]
+    if sequence in asked.results:
+        saved = asked.results[sequence]
+        return [] if saved is None else [Reply(caller, sequence, HvStatus(saved[0]), saved[1])]
+    if sequence < asked.answered:
+        return []  # it has said itself that it has the answer
+    if sequence >= asked.answered + 2 * hv.MAX_CALLS:
+        hypervisor.refused += 1
+        return [Reply(caller, sequence, HvStatus.OPERATION_DENIED)]
+    effects = execute(hypervisor, caller, sequence, control, block)
+    last = effects[-1]
+    if not isinstance(last, Reply):
+        hypervisor.change("pending", *caller, sequence)
+    elif handouts := tuple(handout for effect in effects if (handout := _handout(effect)) is not None):
+        hypervisor.change("owed", *caller, sequence, int(last.status), last.output, handouts)
+    else:
+        hypervisor.change("result", *caller, sequence, int(last.status), last.output)
+    return effects
+
+
+def handed(hypervisor: Hypervisor) -> bool:
+    """What was owed is with those it is for: its call has a result now. ``False``: nothing was owed."""
+    owed = hypervisor.owed
+    if owed is None:
+        return False
+    hypervisor.change("result", *owed.vp, owed.sequence, owed.status, owed.output)
+    hypervisor.change("handed")
+    return True
+
+
+def _handout(effect: Effect) -> Change | None:
+    match effect:
+        case HandOut(grant):
+            return "memory", grant.owner, grant.grantee, grant.gpa, grant.pages, int(grant.access)
+        case HandDoorbell(owner, port, partition, connection):
+            return "doorbell", owner, port, partition, connection
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmbus_emu.hypervisor.core import Effect, Hypervisor, PowerOff, PowerOn, Request, Result
-from vmbus_emu.hypervisor.tables import Partition, PartitionState
+from vmbus_emu.hypervisor.tables import PartitionState
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import HvStatus, Property
 
@@ -18,8 +18,7 @@ def create_partition(hypervisor: Hypervisor, call: Request, out: list[Effect]) -
     except UnicodeDecodeError:
         return HvStatus.INVALID_PARAMETER, b""
     number = hypervisor.next_partition
-    hypervisor.next_partition += 1
-    hypervisor.partitions[number] = Partition(number, name, call.caller[0], hv.CHILD_PRIVILEGES)
+    hypervisor.change("partition", number, name, call.caller[0], int(hv.CHILD_PRIVILEGES))
     return HvStatus.SUCCESS, hv.PARTITION_ID.pack(number)
 
 
@@ -35,7 +34,7 @@ def _advance(
         return HvStatus.INVALID_PARTITION_ID, b""
     if partition.state is not expected or partition.starting:
         return HvStatus.INVALID_PARTITION_STATE, b""
-    partition.state = following
+    hypervisor.change("state", partition.number, int(following))
     return HvStatus.SUCCESS, b""
 
 
@@ -44,7 +43,7 @@ def finalize(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Result
     if result[0] is HvStatus.SUCCESS:
         partition = hypervisor.partitions[call.args[0]]
         out.append(PowerOff(partition.number, tuple(partition.vps.values())))
-        hypervisor.strip(partition)
+        hypervisor.change("strip", partition.number)
     return result
 
 
@@ -54,8 +53,7 @@ def delete_partition(hypervisor: Hypervisor, call: Request, out: list[Effect]) -
         return HvStatus.INVALID_PARTITION_ID, b""
     if partition.state is PartitionState.ACTIVE or partition.starting:
         return HvStatus.INVALID_PARTITION_STATE, b""
-    hypervisor.strip(partition)
-    del hypervisor.partitions[partition.number]
+    hypervisor.change("no partition", partition.number)
     return HvStatus.SUCCESS, b""
 
 
@@ -70,8 +68,7 @@ def start_vp(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Result
         return HvStatus.INVALID_VP_INDEX, b""
     if partition.starting or index in partition.vps:
         return HvStatus.INVALID_VP_STATE, b""
-    partition.starting = True
-    hypervisor.starters[(number, index)] = (call.caller, call.sequence)
+    hypervisor.change("start", number, index, *call.caller, call.sequence)
     out.append(PowerOn(number, index, partition.name))
     return None  # the machine's answer completes the call
 

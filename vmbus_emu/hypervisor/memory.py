@@ -36,7 +36,7 @@ def map_pages(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Resul
         return HvStatus.INSUFFICIENT_MEMORY, b""
     if grant in hypervisor.grants:
         return HvStatus.OBJECT_IN_USE, b""
-    hypervisor.grants.add(grant)
+    hypervisor.change("grant", grant.owner, grant.grantee, grant.gpa, grant.pages, int(grant.access))
     out.append(HandOut(grant))
     return HvStatus.SUCCESS, b""
 
@@ -47,5 +47,5 @@ def unmap_pages(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Res
         return grant, b""
     if grant not in hypervisor.grants:
         return HvStatus.NOT_FOUND, b""
-    hypervisor.grants.remove(grant)
+    hypervisor.take_back(grant)
     return HvStatus.SUCCESS, b""

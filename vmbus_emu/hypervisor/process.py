@@ -5,22 +5,28 @@ message's ``Peer-Address`` says which pid sent it; the ROUTER's own routing id i
 from a pid that is bound to nothing is counted and dropped.
 
 With the machine it speaks over its lifeline: ``bind``, ``powered``, ``died`` come in, ``bound``, ``power_on``,
-``power_off`` go out. Descriptors leave over a second inherited socket, one per partition: of memory, only for a
-grant that the table holds; of a doorbell, to the two ends of its connection and to nobody else.
+``power_off`` go out. Descriptors leave over a second inherited socket, one per partition (``descriptors``).
+
+If the machine sends a memory file with ``start``, every event is written down in it before its effects are carried out.
+A later incarnation is started with the same file and ``recover``. The machine then tells it who is alive (``bind`` with
+``again`` for each process, and ``complete``), it does once more what may not have been done (``recovery``), and only
+then has a socket and is ready.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import socket
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgpack
 import zmq
 
-from vmbus_emu.hypervisor.calls import execute
+from vmbus_emu.hypervisor import recovery
+from vmbus_emu.hypervisor.calls import handed, receive
+from vmbus_emu.hypervisor.changes import Change, snapshot
 from vmbus_emu.hypervisor.core import (
     Deliver,
     Effect,
@@ -32,12 +38,16 @@ from vmbus_emu.hypervisor.core import (
     Raise,
     Reply,
 )
-from vmbus_emu.hypervisor.tables import Grant, Vp
+from vmbus_emu.hypervisor.descriptors import Descriptors
+from vmbus_emu.hypervisor.ledger import Ledger
+from vmbus_emu.hypervisor.tables import Vp
 from vmbus_emu.lifeline import Message
 from vmbus_emu.node import Node
 from vmbus_emu.protocol import hypercall as hv
-from vmbus_emu.protocol.hypercall import Access
 from vmbus_emu.zmqport import ZmqPort, peer_pid
+
+#: Envelopes that wait for one VP: the buffers of 4,096 ports. Only one that says EOM and does not read has more.
+_MOST_WAITING = 4096 * hv.MESSAGE_BUFFERS_PER_PORT
 
 
 class HypervisorProcess:
@@ -46,11 +56,14 @@ class HypervisorProcess:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._state = Hypervisor()
+        self._ledger: Ledger | None = None
+        self._path = ""
+        #: While recovering: whom the ledger says to run, and the machine did not mention yet.
+        self._missing: set[Vp] | None = None
         self._vps: dict[int, Vp] = {}                # pid -> virtual processor
         self._routes: dict[Vp, bytes] = {}           # where its answers go
-        self._undelivered: dict[Vp, list[tuple[Any, ...]]] = {}  # until the VP first speaks
-        self._memory: dict[int, dict[int, int]] = {}  # partition -> gpa of a region -> its memory file
-        self._descriptor_sockets: dict[int, socket.socket] = {}
+        self._undelivered: dict[Vp, deque[tuple[Any, ...]]] = {}  # until the VP speaks
+        self._descriptors = Descriptors()
         self._strangers = 0
         self._unreachable = 0
         self._pack = msgpack.Packer(autoreset=True).pack
@@ -59,87 +72,130 @@ class HypervisorProcess:
         )
 
     def start(self, config: Message) -> None:
-        self._port.bind(config["socket"])
+        """``socket``: where to listen; ``recover``: go on with what the memory file holds."""
+        self._path = config["socket"]
+        recover = bool(config.get("recover"))
+        if self._node.io_memory:
+            ledger = self._ledger = Ledger(self._node.io_memory[0], keep=recover)
+            self._state = recovery.restore(ledger.changes())
+        elif recover:
+            raise ValueError("nothing to recover from: no memory file came with the start")
+        if recover:
+            self._missing = set(self._state.callers)
+        else:
+            self._open()
+
+    def _open(self) -> None:
+        self._port.bind(self._path)
         self._node.ready("hypervisor")
 
     # -- lifeline -----------------------------------------------------------------------------------
 
     def handle(self, message: Message, fds: list[int]) -> None:
-        kind = message["t"]
-        if kind == "bind":
-            self._bind((message["partition"], message["vp"]), message["pid"], message.get("memory", ()), fds)
-        elif kind == "powered":
-            vp = (message["partition"], message["vp"])
-            pid = message["pid"]
-            effects = self._state.powered(vp, pid)
-            if pid is not None:
-                self._adopt(vp, pid, message.get("memory", ()), fds)
-            self._apply(effects)
-        elif kind == "died":
-            vp_of_dead = self._vps.pop(message["pid"], None)
-            effects = self._state.died(message["pid"])
-            if vp_of_dead is not None:
-                self._routes.pop(vp_of_dead, None)
-                self._undelivered.pop(vp_of_dead, None)
-            self._apply(effects)
+        match message["t"]:
+            case "bind" | "powered" as kind:
+                vp, pid = (message["partition"], message["vp"]), message["pid"]
+                if kind == "powered":
+                    effects = self._state.powered(vp, pid)
+                elif message.get("again") or self._missing is not None:
+                    effects = recovery.bind_again(self._state, vp, pid)
+                else:
+                    self._state.bind(vp, pid)
+                    effects = []
+                if pid is not None:
+                    self._adopt(vp, pid, message.get("memory", ()), fds)
+                self._apply(effects)
+            case "died":
+                dead = self._vps.pop(message["pid"], None)
+                effects = self._state.died(message["pid"])
+                if dead is not None:
+                    self._routes.pop(dead, None)
+                    self._undelivered.pop(dead, None)
+                self._apply(effects)
+            case "complete" if self._missing is not None:
+                self._go_on(self._missing)
 
-    def _bind(self, vp: Vp, pid: int, regions: Sequence[Mapping[str, int]], fds: list[int]) -> None:
-        if self._state.bind(vp, pid):
-            self._adopt(vp, pid, regions, fds)
-
-    def _adopt(self, vp: Vp, pid: int, regions: Sequence[Mapping[str, int]], fds: list[int]) -> None:
-        """``fds``: the partition's descriptor socket, then a memory file for each region of its I/O memory."""
+    def _adopt(self, vp: Vp, pid: int, regions: Sequence[dict[str, int]], fds: list[int]) -> None:
+        """Take what comes with a process that was just bound to ``vp``, if it was."""
+        partition = self._state.partitions.get(vp[0])
+        if partition is None or partition.vps.get(vp[1]) != pid:
+            for fd in fds:
+                os.close(fd)
+            return
+        if self._missing is not None:
+            self._missing.discard(vp)
         self._vps[pid] = vp
         self._routes.pop(vp, None)
-        old = self._descriptor_sockets.pop(vp[0], None) if vp[1] == 0 else None
-        if old is not None:
-            old.close()
-        if fds and vp[1] == 0:
-            ours = self._descriptor_sockets[vp[0]] = socket.socket(fileno=fds[0])
-            ours.setblocking(False)  # a guest that does not read must not stop us; send_fds ignores its flags in 3.11
-        files = self._memory.setdefault(vp[0], {})
-        for region, file in zip(regions, fds[1:], strict=True):
-            gpa = region["gpa"]
-            if gpa in files:
-                os.close(files[gpa])
-            files[gpa] = file
-            self._state.add_memory(vp[0], gpa, region["pages"])
+        self._descriptors.adopt(vp, regions, fds)
+        for region in regions:
+            self._state.add_memory(vp[0], region["gpa"], region["pages"])
+        self._write()  # "bound" is an effect, too
         self._node.lifeline.send({"t": "bound", "pid": pid})
+
+    def _go_on(self, missing: set[Vp]) -> None:
+        """The machine has named everybody who lives."""
+        for vp in sorted(missing & self._state.callers.keys()):
+            self._state.ended(vp)  # whom it concerns is told below, out of the tables
+        self._missing = None
+        self._write()
+        self._apply(recovery.outstanding(self._state))
+        self._settle()
+        self._open()
 
     # -- partitions ---------------------------------------------------------------------------------
 
     def _received(self, frames: list[zmq.Frame]) -> None:
         vp = self._vps.get(peer_pid(frames[-1]))
-        if vp is None or len(frames) != 2:
+        if vp is None or len(frames) != 2 or vp not in self._state.callers:
             self._strangers += 1
             return
         try:
             envelope = msgpack.unpackb(frames[1].buffer, use_list=False)
         except (ValueError, TypeError, msgpack.UnpackException):
             envelope = None
-        route = frames[0].bytes
-        if self._routes.get(vp) != route:
-            self._routes[vp] = route
-            for waiting in self._undelivered.pop(vp, ()):
-                self._send(vp, *waiting)
+        self._routes[vp] = frames[0].bytes
+        if vp in self._undelivered:
+            self._deliver_waiting(vp)
+        state = self._state
         match envelope:
             case (hv.TO_HYPERVISOR_CALL, int(sequence), int(control), bytes(block)):
-                self._apply(execute(self._state, vp, sequence, control, block))
-            case (hv.TO_HYPERVISOR_EOM, int(port), int(count)):
-                self._state.end_of_message(vp, port, count)
+                self._apply(receive(state, vp, sequence, control, block))
+                return
+            case (hv.TO_HYPERVISOR_EOM, int(port), int(number)):
+                state.end_of_message(vp, port, number)
             case (hv.TO_HYPERVISOR_EVENT_SEEN, int(sint), int(flag)):
-                self._state.events_seen(vp, sint, flag)
+                state.events_seen(vp, sint, flag)
+            case (hv.TO_HYPERVISOR_ANSWERED, int(sequence)):
+                state.answered(vp, sequence)
             case _:
                 self._strangers += 1
+        self._write()
+
+    def _write(self) -> None:
+        changes = self._state.changes
+        if changes:
+            if self._ledger is not None:
+                self._ledger.append(changes, self._snapshot)
+            changes.clear()
+
+    def _snapshot(self) -> Iterator[Change]:
+        return snapshot(self._state)
 
     def _apply(self, effects: list[Effect]) -> None:
-        """In their order: a descriptor is in its socket before the reply that says so leaves."""
+        """In their order, after they are certain: a descriptor is in its socket before the reply that says so leaves.
+
+        While recovering there are only those for the machine. The others follow from the tables, in :meth:`_go_on`.
+        """
+        self._write()
         for effect in effects:
+            if self._missing is not None and not isinstance(effect, PowerOff):
+                continue
             match effect:
                 case Reply(vp, sequence, status, output):
+                    self._settle()
                     self._send(vp, hv.TO_PARTITION_RESULT, sequence, int(status), output)
-                case Deliver(vp, sint, message):
-                    self._send(vp, hv.TO_PARTITION_MESSAGE, sint, message.encode())
+                case Deliver(vp, sint, message, number):
+                    self._send(vp, hv.TO_PARTITION_MESSAGE, sint, message.encode(), number)
                 case Raise(vp, sint, flag):
                     self._send(vp, hv.TO_PARTITION_EVENT, sint, flag)
                 case PowerOn(partition, index, name):
@@ -147,49 +203,36 @@ class HypervisorProcess:
                 case PowerOff(partition, pids):
                     self._node.lifeline.send({"t": "power_off", "partition": partition, "pids": pids})
                 case HandOut(grant):
-                    self._hand_out(grant)
-                case HandDoorbell(owner, port, partition, connection):
-                    self._hand_doorbell(owner, port, partition, connection)
+                    self._descriptors.hand_out(grant)
+                case HandDoorbell():
+                    self._descriptors.hand_doorbell(effect)
+
+    def _settle(self) -> None:
+        """What the call owed has been handed out, so it can be answered."""
+        if handed(self._state):
+            self._write()
 
     def _send(self, vp: Vp, *envelope: Any) -> None:
-        route = self._routes.get(vp)
-        if route is None:  # at most 16 per port: the messages' buffers are counted
-            self._undelivered.setdefault(vp, []).append(envelope)
-        elif not self._port.send(route, self._pack(envelope)):
-            self._unreachable += 1  # its process is dead, or does not read: the machine will tell
-
-    # -- descriptors --------------------------------------------------------------------------------
-
-    def _hand_out(self, grant: Grant) -> None:
-        file = self._memory[grant.owner][grant.gpa]
-        # Opened anew, because a received descriptor has the access of the one that was sent.
-        mode = os.O_RDWR if grant.access & Access.WRITE else os.O_RDONLY
-        fd = os.open(f"/proc/self/fd/{file}", mode | os.O_CLOEXEC)
-        region = {"owner": grant.owner, "gpa": grant.gpa, "pages": grant.pages}
-        self._send_descriptor(grant.grantee, {"t": "memory", **region, "access": int(grant.access)}, fd)
-        os.close(fd)
-
-    def _hand_doorbell(self, owner: int, port: int, partition: int, connection: int) -> None:
-        # Not an eventfd: both sides would share one open file, and with it O_NONBLOCK. A guest could clear that and
-        # fill the counter, and the VSP would block in its next ring (docs/decisions/0011-doorbells-are-pipes.md).
-        rung, ring = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._send_descriptor(owner, {"t": "doorbell", "port": port}, rung)
-        self._send_descriptor(partition, {"t": "doorbell", "connection": connection}, ring)
-        os.close(rung)
-        os.close(ring)
-
-    def _send_descriptor(self, partition: int, message: Mapping[str, Any], fd: int) -> None:
-        """Send to the process of the partition's VP 0; one that is not there, or does not read, goes without."""
-        target = self._descriptor_sockets.get(partition)
-        if target is None:
+        if vp not in self._undelivered:
+            route = self._routes.get(vp)
+            if route is not None and self._port.send(route, self._pack(envelope)):
+                return
+        # It has not spoken yet, or does not read, or is dead, which the machine will tell. What waits keeps its order.
+        waiting = self._undelivered.setdefault(vp, deque())
+        if len(waiting) >= _MOST_WAITING or (envelope[0] == hv.TO_PARTITION_RESULT and len(waiting) >= hv.MAX_CALLS):
             self._unreachable += 1
-            return
-        try:
-            socket.send_fds(target, [msgpack.packb(message)], [fd])
-        except OSError:
-            self._unreachable += 1
+        else:
+            waiting.append(envelope)
+
+    def _deliver_waiting(self, vp: Vp) -> None:
+        waiting = self._undelivered[vp]
+        while waiting:
+            if not self._port.send(self._routes[vp], self._pack(waiting[0])):
+                return  # when it speaks again
+            waiting.popleft()
+        del self._undelivered[vp]
 
     def stats(self) -> dict[str, dict[str, Any]]:
         counters = dataclasses.asdict(self._state.stats())
-        counters |= {"strangers": self._strangers, "unreachable": self._unreachable}
+        counters |= {"strangers": self._strangers, "unreachable": self._unreachable + self._descriptors.unreachable}
         return {"hypervisor": {"counters": counters}}

@@ -31,8 +31,8 @@ def create_port(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Res
         return HvStatus.INVALID_PORT_ID, b""
     if len(partition.ports) >= MAX_PORTS:
         return HvStatus.INSUFFICIENT_MEMORY, b""
-    partition.ports[number] = Port(
-        partition.number, number, PortType(kind), sint, vp, peer, base_flag, flag_count
+    hypervisor.change(
+        "port", partition.number, number, kind, sint, vp, peer, base_flag, flag_count, call.caller
     )
     return HvStatus.SUCCESS, b""
 
@@ -54,9 +54,8 @@ def connect_port(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Re
         return HvStatus.INSUFFICIENT_MEMORY, b""
     if port.taken:
         return HvStatus.OBJECT_IN_USE, b""
-    partition.connections[number] = (owner.number, port_number)
+    hypervisor.change("connection", partition.number, number, owner.number, port_number)
     if port.kind is PortType.DOORBELL:
-        port.taken = True
         out.append(HandDoorbell(owner.number, port_number, partition.number, number))
     return HvStatus.SUCCESS, b""
 
@@ -76,10 +75,9 @@ def disconnect(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Resu
     partition = hypervisor.target(call.caller, call.args[0])
     if partition is None:
         return HvStatus.INVALID_PARTITION_ID, b""
-    target = partition.connections.pop(call.args[1], None)
-    if target is None:
+    if call.args[1] not in partition.connections:
         return HvStatus.INVALID_CONNECTION_ID, b""
-    hypervisor.partitions[target[0]].ports[target[1]].taken = False
+    hypervisor.change("no connection", partition.number, call.args[1])
     return HvStatus.SUCCESS, b""
 
 
@@ -100,9 +98,11 @@ def post_message(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Re
         return HvStatus.INVALID_CONNECTION_ID, b""
     if port.in_use >= hv.MESSAGE_BUFFERS_PER_PORT:
         return HvStatus.INSUFFICIENT_BUFFERS, b""
-    port.in_use += 1
+    number = hypervisor.next_message
+    payload = payload[:size]
+    hypervisor.change("message", port.owner, port.number, number, kind, payload)
     hypervisor.messages += 1
-    out.append(Deliver((port.owner, port.vp), port.sint, hv.SynicMessage(kind, port.number, payload[:size])))
+    out.append(Deliver((port.owner, port.vp), port.sint, hv.SynicMessage(kind, port.number, payload), number))
     return HvStatus.SUCCESS, b""
 
 
@@ -115,6 +115,6 @@ def signal_event(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Re
         return HvStatus.INVALID_PARAMETER, b""
     hypervisor.events += 1
     if flag not in port.pending_flags:  # only 0 -> 1 raises the interrupt; signals are never counted
-        port.pending_flags.add(flag)
+        hypervisor.change("flag", port.owner, port.number, flag)
         out.append(Raise((port.owner, port.vp), port.sint, port.base_flag + flag))
     return HvStatus.SUCCESS, b""

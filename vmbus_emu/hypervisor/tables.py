@@ -1,4 +1,4 @@
-"""What the hypervisor knows: partitions, ports, connections, grants. Data only; ``calls`` changes it.
+"""What the hypervisor knows: partitions, ports, connections, grants, callers. Data only; ``changes`` changes it.
 
 Port and connection ids are local to a partition. A connection is one-way, from the connecting partition to
 the owner of the port (protocol sheet 1.4).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Any
 
 from vmbus_emu.protocol.hypercall import Access, PortType, Privilege
 
@@ -35,12 +36,18 @@ class Port:
     connection_partition: int
     base_flag: int = 0
     flag_count: int = 0
-    #: Message buffers in use: delivered and not yet acknowledged by an EOM.
-    in_use: int = 0
+    #: The message buffers in use: number -> type and payload of what was accepted, until its EOM.
+    messages: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     #: Event flags that are set and not yet seen; a set flag swallows further signals.
     pending_flags: set[int] = field(default_factory=set)
     #: A doorbell that somebody is connected to: it has one descriptor, so it takes one connection.
     taken: bool = False
+    #: The VP that made it. A doorbell ends with its maker, who alone knows what it is for.
+    maker: Vp | None = None
+
+    @property
+    def in_use(self) -> int:
+        return len(self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,31 @@ class Partition:
     memory: dict[int, int] = field(default_factory=dict)
     #: A StartVirtualProcessor waits for the machine.
     starting: bool = False
+    #: VP index -> number, type and payload of the hypervisor's own latest message to it, until its EOM.
+    notices: dict[int, tuple[int, int, bytes]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Caller:
+    """What the process that stands in for a VP has called, as far as it may ask again."""
+
+    #: It has the answers of all calls before this one.
+    answered: int = 1
+    #: Sequence number -> status and output of a call that was executed; ``None``: executed, and not yet answered.
+    results: dict[int, tuple[int, bytes] | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A call that is executed, but whose descriptors may not all be with those they are for. So nobody has its
+    answer."""
+
+    vp: Vp
+    sequence: int
+    status: int
+    output: bytes
+    #: ``("memory", owner, grantee, gpa, pages, access)`` or ``("doorbell", owner, port, partition, connection)``.
+    handouts: tuple[tuple[Any, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,15 @@ OWN: Mapping[str, Mapping[str, Fields]] = {
         "request": {"client": _BYTES, "request": (dict,)},
         "client_gone": {"client": _BYTES},
     },
-    "zygote": {"ready": {"component": _STR}, "born": {"name": _STR, "pid": _INT}},
+    "zygote": {"ready": {"component": _STR}, "born": {"name": _STR, "incarnation": _INT, "pid": _INT}},
 }
 #: From every process that carries components.
 ANYBODY: Mapping[str, Fields] = {
     "ready": {"component": _STR},
     "not_started": {"component": _STR, "why": _STR},
     "component_died": {"component": _STR, "why": _STR},
+    "good": {"component": _STR},
+    "device": {"component": _STR, "device": _STR, "what": _STR, "resent": _INT, "ns": _INT},
     "log": {"component": _STR, "text": _STR},
     "stats": {"id": _INT, "stats": (dict,)},
     "out": {"session": _INT, "stream": _INT, "data": _BYTES},
@@ -44,6 +46,7 @@ ROLES: Mapping[str, Mapping[str, Fields]] = {
         "power_on": {"partition": _INT, "vp": _INT, "name": _STR},
         "power_off": {"pids": (list,)},
     },
+    **{role: {"lost": {"component": _STR, "vm": _STR, "device": _STR}} for role in ("parent", "storvsp", "netvsp")},
 }
 #: Roles that may report that somebody else's component did not start.
 SPOKESMEN = frozenset(("management",))
@@ -53,6 +56,10 @@ REQUESTS: Mapping[str, Fields] = {
     "info": {},
     "ps": {},
     "down": {},
+    "watch": {"past": _BOOL},
+    "kill": {"component": _STR, "fault": _STR},
+    "fault": {"component": _STR, "faults": (list,), "seconds": (int, float), "seed": _INT, "clear": _BOOL},
+    "start": {"vm": _STR},
     "exec": {"vm": _STR, "argv": (list,)},
     "stdin": {"session": _INT, "data": _BYTES, "end": _BOOL},
     "credit": {"session": _INT, "chunks": _INT},
@@ -94,6 +101,8 @@ def understood(request: Mapping[str, Any]) -> str:
             return f"{verb}: {name} must be {' or '.join(t.__name__ for t in types)}"
     if verb == "exec" and not ("vm" in request and all(type(word) is str for word in request.get("argv", []))):
         return "exec: it takes a VM and words"
+    if verb == "fault" and not all(type(one) is str for one in request.get("faults", [])):
+        return "fault: faults must be words"
     return ""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from vmbus_emu import placement
@@ -17,13 +17,16 @@ from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine import intake
 from vmbus_emu.machine.consoles import VM_DIED, Consoles
+from vmbus_emu.machine.events import Events
 from vmbus_emu.machine.figures import Figures, process_row
 from vmbus_emu.machine.media import Medium
-from vmbus_emu.machine.power import ROOT_PROCESSES, Power
+from vmbus_emu.machine.orders import Orders
+from vmbus_emu.machine.power import ROOT_PROCESSES, BootFailed, Power
+from vmbus_emu.machine.recovery import Recovery, describe
 from vmbus_emu.machine.shutdown import Shutdown
-from vmbus_emu.machine.supervisor import Process, Supervisor
+from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 from vmbus_emu.runfolder import RunFolder
-from vmbus_emu.task import Task
+from vmbus_emu.task import Future, Task
 from vmbus_emu.topology.data import Topology
 
 #: Before the front door is started anew: one that cannot open must not keep the machine busy forking.
@@ -49,17 +52,55 @@ class Machine:
         self._refused = 0
         self._front_restarts = 0
         self._shutdown: Shutdown | None = None
+        self._media = media
+        self._events = Events(self._reply)
         self._consoles = Consoles(self._reply)
         self.supervisor = Supervisor(loop, topology.name, folder.path, self._received, self._exited)
-        self._power = Power(loop, topology, folder, media, self.supervisor, self._specs)
         self.progress: Callable[[str, int, int], Any] = lambda component, done, total: None
         self.log = self.supervisor.log("machine").line
+        self._recovery = Recovery(
+            loop, topology, self.supervisor, self._specs, self._events, self._new_power(), self._reboot, self.log
+        )
+
+        self._orders = Orders(
+            loop, topology, self._specs, self.supervisor, self._recovery, self._events, self._reply
+        )
+
+    @property
+    def _power(self) -> Power:
+        return self._recovery.power
+
+    def _new_power(self) -> Power:
+        power = Power(self.loop, self.topology, self.folder, self._media, self.supervisor, self._specs)
+        power.on_powered = lambda process: self._recovery.started_vm(process)
+        return power
 
     async def boot(self) -> None:
         """Bring everything up. Raises :class:`BootFailed`."""
         await self._power.boot(self.progress)
+        self._up()
+
+    def _up(self) -> None:
         self.state = "ready"
         self.log("ready")
+        self._events.emit("up")
+        self._recovery.booted()
+
+    def _reboot(self) -> Power:
+        """Everything has ended: a fresh start, with the media as they are."""
+        self._fallen.clear()
+        power = self._new_power()
+
+        def booted(future: Future[None]) -> None:
+            try:
+                future.result()
+            except BootFailed as error:
+                self._recovery.boot_failed(str(error))
+                return
+            self._up()
+
+        Task(self.loop, power.boot(lambda component, done, total: None)).then(booted)
+        return power
 
     # -- messages from processes ----------------------------------------------------------------------
 
@@ -72,9 +113,18 @@ class Machine:
             return
         match message["t"]:
             case "ready":
-                self._power.became_ready(message["component"])
+                self._became_ready(message["component"])
+            case "good":
+                self._recovery.good(message["component"])
+            case "device":
+                self._device(message)
+            case "lost":
+                guest = self.supervisor.running.get(message["vm"])
+                if guest is not None and message["vm"] in self._vms:
+                    guest.line.send({"t": "given_up", "names": [], "device": message["device"]})
             case "born":
-                self.supervisor.born(message["name"], message["pid"])
+                asked = self.supervisor.born(process.name, message["name"], message["incarnation"], message["pid"])
+                self._refused += not asked
             case "bound":
                 self._power.bound(message["pid"])
             case "power_on":
@@ -93,11 +143,13 @@ class Machine:
                 self._request(message["client"], message["request"])
             case "client_gone":
                 self._consoles.client_gone(message["client"])
+                self._events.client_gone(message["client"])
             case "out" | "need" | "exit":
                 self._refused += not self._consoles.from_guest(process, message)
 
     def _carried(self, name: str) -> tuple[str, Collection[str]]:
         """A process's role, and the components for which it may speak."""
+        name = name.removesuffix(SPARE)
         if name in self._specs:
             return self._specs[name].role, self._names[name]
         return ("front" if name == "front" else "zygote"), (name,)
@@ -123,11 +175,24 @@ class Machine:
             if process.pid in pids and process.name != "hypervisor":
                 self.supervisor.kill(process)
 
+    def _became_ready(self, component: str) -> None:
+        self._power.became_ready(component)
+        host = self.supervisor.processes.get(self._hosts.get(component, ""))
+        if host is not None and host.name == component:
+            self._recovery.ready(component)
+            self._recovery.tell_guest(host)
+            self._settle_state()
+
+    def _device(self, message: Message) -> None:
+        fields = {name: message[name] for name in ("component", "device", "resent")}
+        self._events.emit(message["what"][:16], message["ns"], **fields)
+
     def _exited(self, process: Process) -> None:
         self.log(f"{process.name} (pid {process.pid}, incarnation {process.incarnation}) {process.ending}")
         self._consoles.process_died(process)
+        self._power.exited(process)
         if process.name in self._power.zygotes:
-            self.supervisor.stillborn()
+            self.supervisor.stillborn(process.name)
         if self._shutdown is not None:
             self._shutdown.exited(process)
             return
@@ -135,20 +200,48 @@ class Machine:
             self._front_restarts += 1
             self.loop.call_later(FRONT_DELAY_S, self._restart_front)
             return
-        tail = self.supervisor.log(process.name).tail
+        tail = self.supervisor.log(process.name.removesuffix(SPARE)).tail
         reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {tail[-1]}" if tail else "")
-        for role, name in placement.ZYGOTES.items():
-            if process.name == name:
-                if self._power.zygotes[name].done:
-                    self._power.start_zygote(role, name)
-                else:  # it cannot load its role's code; another one could not either
-                    self._power.cannot_boot([s.name for s in self._specs.values() if s.role == role], reason)
-                return
+        carried = sorted(self._names.get(process.name, ()))
+        self._events.emit("died", **describe(process, carried), reason=tail[-1] if tail else "")
+        if process.name.endswith(SPARE):
+            self._recovery.spare_died(process)
+        elif process.name in self._specs:
+            self._component_process_died(process, reason)
+        else:
+            self._zygote_died(process, reason)
+
+    def _zygote_died(self, process: Process, reason: str) -> None:
+        role = next(role for role, name in placement.ZYGOTES.items() if name == process.name)
+        born = self._power.zygotes.get(process.name)
+        if self._recovery.rebooting:
+            self._recovery.process_ended()
+        elif born is not None and born.done:
+            self._power.start_zygote(role, process.name)
+        elif born is not None:  # it cannot load its role's code; another one could not either
+            born.reject(BootFailed(reason))
+            self._power.cannot_boot([s.name for s in self._specs.values() if s.role == role], reason)
+
+    def _component_process_died(self, process: Process, reason: str) -> None:
         self._power.cannot_boot(self._names[process.name], reason)
         self._tell_of_death(process)
-        if self.state in ("ready", "degraded"):
-            alive = any(self._hosts[vm] in self.supervisor.running for vm in self._vms)
-            self.state = "degraded" if alive or not self._vms else "halted"
+        if self.state != "starting":
+            self._recovery.died(process)
+            self._settle_state()
+
+    def _settle_state(self) -> None:
+        """What the machine as a whole is, by what its processes are."""
+        if self.state in ("starting", "stopping"):
+            return
+        running = self.supervisor.running
+        if self._recovery.rebooting:
+            self.state = "rebooting"
+        elif self._vms and not any(self._hosts[vm] in running for vm in self._vms):
+            self.state = "halted"
+        elif self._fallen or self._recovery.restarting or not self._specs.keys() <= running.keys():
+            self.state = "degraded"
+        else:
+            self.state = "ready"
 
     def _restart_front(self) -> None:
         if self._shutdown is None:
@@ -160,16 +253,8 @@ class Machine:
             running["hypervisor"].line.send({"t": "died", "pid": process.pid})
         for role in ROOT_PROCESSES:
             if role in running:
-                running[role].line.send({"t": "peer_died", "name": process.name})
-        if "hypervisor" not in running:
-            self._tell_guests(running)
-
-    def _tell_guests(self, running: Mapping[str, Process]) -> None:
-        """Without a hypervisor no message reaches the guests any more, so which VSPs are dead they hear from us."""
-        dead = [vsp for vsp in placement.VSPS if self._hosts[vsp] not in running]
-        for name in self._vms:
-            if name in running and dead:
-                running[name].line.send({"t": "vsps_died", "names": dead})
+                message = {"t": "peer_died", "name": process.name, "incarnation": process.incarnation}
+                running[role].line.send(message)
 
     # -- requests -----------------------------------------------------------------------------------
 
@@ -191,6 +276,10 @@ class Machine:
                 self._reply(client, {"id": number, "info": self.info()})
             case "ps":
                 Task(self.loop, self._ps(client, number))
+            case "watch":
+                self._events.watch(client, number, request.get("past", False))
+            case "kill" | "fault" | "start":
+                self._orders.carry_out(client, number, request)
             case "exec":
                 self._exec(client, number, request["vm"], request.get("argv", []))
             case "stdin" | "credit" | "cancel":
@@ -228,12 +317,13 @@ class Machine:
             "state": self.state,
             "vms": list(self._vms),
             "pid": os.getpid(),
+            "topology": self.topology.to_dict(),
         }
 
     # -- ps -----------------------------------------------------------------------------------------
 
     async def _ps(self, client: bytes, number: int) -> None:
-        asked = set(self.supervisor.running) - {"front"} - set(self._power.zygotes)  # those have no figures
+        asked = set(self.supervisor.running) & set(self._specs)  # zygotes, spares and the front door have no figures
         stats = await self._figures.collect({name: self.supervisor.processes[name] for name in asked})
         now = time.monotonic()
         rows = [self._machine_row()]
@@ -246,7 +336,12 @@ class Machine:
                 row = process_row(name, role, spec.name, process, ready, stats.get(name, {}), now)
                 if name in self._fallen:
                     row["state"] = "dead"
+                elif spec.name in self._recovery.restarting and row["state"] == "dead":
+                    row["state"] = "restarting"
                 rows.append(row)
+            spare = self.supervisor.running.get(spec.name + SPARE)
+            if spare is not None:
+                rows.append(process_row(spare.name, spec.role, spare.name, spare, True))
         self._reply(client, {"id": number, "info": self.info(), "rows": rows})
 
     def _machine_row(self) -> Message:
@@ -276,7 +371,7 @@ class Machine:
         guests = [self._hosts[vm] for vm in self._vms]
         first = [*guests, "management"]
         second = [name for name in self._specs if name not in first and name != "hypervisor"]
-        zygotes = list(placement.ZYGOTES.values())
+        zygotes = [*placement.ZYGOTES.values(), *(name + SPARE for name in self._specs)]
         return [[n for n in first if n != "hypervisor"] + zygotes, second, ["hypervisor"], ["front"]]
 
     def _gone(self) -> None:

@@ -25,6 +25,8 @@ from vmbus_emu.task import Future
 
 #: The largest message in memory that the machine reads from a process; the figures of 1,000 guests need 1 MB.
 MAX_IN_MEMORY = 32 << 20
+#: What the name of a process ends with that waits to take another one's place. No VM's name has a dot.
+SPARE = ".spare"
 
 
 @dataclass(slots=True)
@@ -76,7 +78,10 @@ class Supervisor:
         self._on_exit = on_exit
         self._incarnations: dict[str, int] = {}
         self._logs: dict[str, LogFile] = {}
-        self._unborn: dict[str, tuple[node.Birth, socket.socket, Future[Process | None]]] = {}
+        #: By zygote, name and incarnation.
+        self._unborn: dict[
+            tuple[str, str, int], tuple[node.Birth, socket.socket, bool, Future[Process | None]]
+        ] = {}
         #: The latest process of each name, running or dead.
         self.processes: dict[str, Process] = {}
 
@@ -86,9 +91,10 @@ class Supervisor:
             self._logs[name] = LogFile(str(self._folder / "logs" / f"{name}.log"))
         return self._logs[name]
 
-    def spawn(self, name: str, entry: str, descriptors: socket.socket | None = None) -> Process:
+    def spawn(self, name: str, entry: str, descriptors: socket.socket | None = None, spare: bool = False) -> Process:
         """Fork a process that runs component ``entry``. ``descriptors`` is its end of the hypervisor's second socket.
 
+        A ``spare`` is known by another name until it is wanted (:meth:`promote`).
         Raises ``OSError`` when the system has no process or descriptor left.
         """
         birth, near, far, writing = self._conceive(name, entry)
@@ -99,10 +105,10 @@ class Supervisor:
             if end is not None:
                 end.close()
         os.close(writing)
-        return self._register(birth, pid, near)
+        return self._register(birth, pid, near, spare)
 
     def spawn_from(
-        self, zygote: Process, name: str, entry: str, descriptors: socket.socket
+        self, zygote: Process, name: str, entry: str, descriptors: socket.socket, spare: bool = False
     ) -> Future[Process | None]:
         """The same through a zygote that has loaded ``entry``; ``None`` if it dies before."""
         birth, near, far, writing = self._conceive(name, entry)
@@ -112,20 +118,29 @@ class Supervisor:
         descriptors.close()
         os.close(writing)
         born: Future[Process | None] = Future()
-        self._unborn[name] = (birth, near, born)
+        self._unborn[zygote.name, name, birth.incarnation] = (birth, near, spare, born)
         return born
 
-    def born(self, name: str, pid: int) -> None:
-        """The zygote's answer: the process exists, and is our child."""
-        birth, near, born = self._unborn.pop(name)
-        born.resolve(self._register(birth, pid, near))
+    def born(self, zygote: str, name: str, incarnation: int, pid: int) -> bool:
+        """A zygote's answer: the process exists, and is our child. ``False`` if nobody asked for it."""
+        birth, near, spare, born = self._unborn.pop((zygote, name, incarnation), (None, None, False, None))
+        if birth is None or near is None or born is None:
+            return False
+        born.resolve(self._register(birth, pid, near, spare))
+        return True
 
-    def stillborn(self) -> None:
-        """The zygote is dead: it bears nobody any more."""
-        unborn, self._unborn = self._unborn, {}
-        for _, near, born in unborn.values():
+    def stillborn(self, zygote: str) -> None:
+        """That zygote is dead: it bears nobody any more."""
+        for key in [key for key in self._unborn if key[0] == zygote]:
+            _, near, _, born = self._unborn.pop(key)
             near.close()
             born.resolve(None)
+
+    def promote(self, spare: Process) -> None:
+        """A spare takes the place of the process it was kept for."""
+        del self.processes[spare.name]
+        spare.name = spare.name.removesuffix(SPARE)
+        self.processes[spare.name] = spare
 
     def _conceive(self, name: str, entry: str) -> tuple[node.Birth, socket.socket, socket.socket, int]:
         """What a new process needs: its birth, both ends of its lifeline, the writing end of its log."""
@@ -135,8 +150,8 @@ class Supervisor:
         self._follow(reading, self.log(name))
         return node.Birth(self._machine, name, entry, str(self._folder), incarnation, os.getpid()), near, far, writing
 
-    def _register(self, birth: node.Birth, pid: int, near: socket.socket) -> Process:
-        name = birth.name
+    def _register(self, birth: node.Birth, pid: int, near: socket.socket, spare: bool) -> Process:
+        name = birth.name + SPARE if spare else birth.name
         os.write(self._record, f"{pid} {start_time(pid)} {name}\n".encode())
         pidfd = os.pidfd_open(pid)
 

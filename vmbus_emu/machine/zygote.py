@@ -30,13 +30,14 @@ _STOP = msgpack.packb({"t": "stop"})
 
 
 class Zygote:
-    """Told what to load (``entry``) at its start; from then on every message but ``stop`` is a birth."""
+    """Told what to load (``entries``) at its start; from then on every message but ``stop`` is a birth."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
     def start(self, config: Message) -> None:
-        load(config["entry"])
+        for entry in config["entries"]:
+            load(entry)
         # ZeroMQ's threads would each get a malloc arena of their own, in every one of many small processes.
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
         self._node.ready(self._node.name)
@@ -72,5 +73,5 @@ def _bear(line: socket.socket, raw: bytes, fds: list[int]) -> NoReturn:
     birth = Birth(**msgpack.unpackb(raw)["birth"])
     if pid == 0:
         node.enter(birth, socket.socket(fileno=fds[0]), socket.socket(fileno=fds[2]), fds[1], middle)
-    line.send(msgpack.packb({"t": "born", "name": birth.name, "pid": pid}))
+    line.send(msgpack.packb({"t": "born", "name": birth.name, "incarnation": birth.incarnation, "pid": pid}))
     os._exit(0)

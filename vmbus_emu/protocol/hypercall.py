@@ -31,6 +31,8 @@ SINT_CONTROL = 5                # ours: provider, VSPs in other partitions, mana
 
 MESSAGE_VMBUS = 1
 MESSAGE_CONTROL = 0x10          # ours: see partitions/parent/vsplink.py
+#: Ours, from the parent partition: whoever lost it to a reset can find the new incarnation now (no payload).
+MESSAGE_PARENT_BACK = 0x11
 MESSAGE_HYPERVISOR_BIT = 0x80000000
 #: Ours, in the hypervisor's own range: the parent partition is a new incarnation, or gone (payload: u32).
 MESSAGE_PARENT_RESET = 0x8000F001
@@ -189,9 +191,15 @@ def call_code(control: int) -> int | None:
 
 #: What travels over the ZeroMQ socket between a partition and the hypervisor: msgpack arrays, by first element.
 TO_HYPERVISOR_CALL = 0          # [0, sequence, control word, input block]
-TO_HYPERVISOR_EOM = 1           # [1, port id, messages taken out of their buffers]
+TO_HYPERVISOR_EOM = 1           # [1, port id, number]: the port's messages up to this one left their buffers
 TO_HYPERVISOR_EVENT_SEEN = 2    # [2, sint, flag number]
+TO_HYPERVISOR_ANSWERED = 3      # [3, sequence]: the answers of all calls before this one have arrived
 TO_PARTITION_RESULT = 0         # [0, sequence, result word, output block]
-TO_PARTITION_MESSAGE = 1        # [1, sint, HV_MESSAGE]
+TO_PARTITION_MESSAGE = 1        # [1, sint, HV_MESSAGE, number]: a later message of any port has a higher one
 TO_PARTITION_EVENT = 2          # [2, sint, flag number]
 MAX_ENVELOPE = 1024
+#: Calls of a VP process have the sequence numbers 1, 2, 3 ... From the oldest that has no answer yet to the newest
+#: there may be so many.
+MAX_CALLS = 4096
+#: A VP says TO_HYPERVISOR_ANSWERED at least this often, counted in calls.
+CALLS_PER_ANSWERED = 32

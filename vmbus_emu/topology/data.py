@@ -25,6 +25,19 @@ POLICIES = ("restart", "standby", "halt", "reboot", "degraded", "recover")
 POLICY_ROLES = (
     "hypervisor", "monolith", "parent", "management", "storvsp", "netvsp", "child", "worker", "role",
 )
+#: Which of them fit a role, the default first (docs/architecture.md says why not the others).
+POLICIES_OF: Mapping[str, tuple[str, ...]] = {
+    "hypervisor": ("reboot", "halt", "degraded"),
+    "monolith": ("reboot", "halt"),
+    "parent": ("restart", "standby", "halt"),
+    "management": ("restart", "halt"),
+    "storvsp": ("restart", "standby", "halt"),
+    "netvsp": ("restart", "standby", "halt"),
+    "child": ("halt", "restart"),
+    "worker": ("halt", "restart"),
+    "role": ("restart", "halt"),
+}
+DEFAULT_POLICY = {role: policies[0] for role, policies in POLICIES_OF.items()}
 #: Versions a child can be told to offer at most (protocol sheet 2.3), oldest first.
 VMBUS_VERSIONS = ("2.4", "3.0", "4.0", "4.1", "5.0", "5.1", "5.2", "5.3", "6.0")
 

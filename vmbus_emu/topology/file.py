@@ -111,7 +111,9 @@ class Reader:
 
     def _policy(self, top: Table) -> dict[str, str]:
         table = Table(self.error, top.at("policy"), top.values.get("policy", {}), data.POLICY_ROLES)
-        policy = {role: table.choice(role, data.POLICIES, "") for role in table.values if role in data.POLICY_ROLES}
+        policy = {
+            role: table.choice(role, data.POLICIES_OF[role], "") for role in table.values if role in data.POLICY_ROLES
+        }
         for text in self._flags.policies:
             role, equals, word = text.partition("=")
             if not equals:
@@ -119,7 +121,10 @@ class Reader:
             elif role not in data.POLICY_ROLES:
                 self.error("flags:--policy", f'"{text}": unknown role', suggest(role, data.POLICY_ROLES))
             elif word not in data.POLICIES:
-                self.error("flags:--policy", f'"{text}": unknown policy', suggest(word, data.POLICIES))
+                self.error("flags:--policy", f'"{text}": unknown policy', suggest(word, data.POLICIES_OF[role]))
+            elif word not in data.POLICIES_OF[role]:
+                known = " or ".join(data.POLICIES_OF[role])
+                self.error("flags:--policy", f'"{text}": {role} cannot be told to {word}', f"it takes {known}")
             else:
                 policy[role] = word
         return policy

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from partitions.child.commands import iobench, network, storage, system
+from partitions.child.commands import iobench, netwitness, network, storage, system, witness
 from partitions.child.console import Session
 
 
@@ -57,6 +57,18 @@ COMMANDS: dict[str, Command] = {
                 "null (default), read, or write: overwrites with zeros; -s in the first SPAN, -r at random, -t touch "
                 "what was read, -j JSON",
                 iobench.iobench),
+        Command("witness", "witness [-o write|mixed|flush|read] [-b SIZE] [-d DEPTH] [-i SECONDS|closed] [-t SECONDS] "
+                "[-s SPAN] [-w WRITER] [-S SEED] DISK PATH",
+                "overwrite a disk with stamped blocks of SIZE (4k), one every -i SECONDS (0.001) for -t SECONDS (1), "
+                "at most DEPTH (1) under way, at random places in its first SPAN (16M), and record all of it in the "
+                "history at PATH; -o mixed: half of it reads, flush: and flushes, read: reads, and overwrites nothing; "
+                "WRITER and SEED are numbers (1)",
+                witness.witness),
+        Command("stamps", "stamps DISK OFFSET LENGTH",
+                "write 24 bytes about each sector to standard output: what witness left there", witness.stamps),
+        Command("netwitness", "netwitness [-i SECONDS] [-t SECONDS] HOST PATH",
+                "send an ICMP echo request to a host every -i SECONDS (0.01) for -t SECONDS (1), each until it is "
+                "answered, and record them in the history at PATH", netwitness.netwitness),
         Command("inquiry", "inquiry DISK [PAGE]",
                 "SCSI INQUIRY: identity, or a vital product data page (00 80 83 b0 b1 b2)", storage.inquiry),
         Command("lsblk", "lsblk", "list the disks", storage.lsblk),
@@ -67,6 +79,7 @@ COMMANDS: dict[str, Command] = {
         Command("uptime", "uptime", "print how long this guest has been running", system.uptime),
         Command("uname", "uname", "say what this is", system.uname),
         Command("free", "free", "print the memory of this guest and of the process that carries it", system.free),
+        Command("memcheck", "memcheck", "say whether somebody wrote over this guest's private memory", system.memcheck),
         Command("echo", "echo [WORD...]", "print the words", system.echo),
         Command("cat", "cat", "copy standard input to standard output", system.cat),
         Command("sleep", "sleep SECONDS", "do nothing for a while", system.sleep),

@@ -49,6 +49,15 @@ async def free(session: Session, arguments: list[str]) -> int:
     return 0
 
 
+async def memcheck(session: Session, arguments: list[str]) -> int:
+    damage = session.guest.canary.damage()
+    if damage is None:
+        await session.print("intact")
+        return 0
+    await session.print(f"CORRUPT {damage.size} bytes at {damage.first:#x} to {damage.last:#x}")
+    return 1
+
+
 async def echo(session: Session, arguments: list[str]) -> int:
     await session.print(" ".join(arguments))
     return 0

@@ -1,0 +1,92 @@
+"""What there is on a machine for a run with kills: its processes and their policies, its VMs, the disks to load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vmbus_emu import placement
+from vmbus_emu.client.aftermath import Device, Expected
+from vmbus_emu.client.observer import SPAN, Target
+from vmbus_emu.machine.policy import policy_of
+from vmbus_emu.topology.data import Topology, VmSpec
+
+Row = Mapping[str, Any]
+#: States in which a component's process is there and serves.
+ALIVE = ("ready", "degraded")
+
+
+class Scene:
+    """A machine's topology as a run needs it."""
+
+    def __init__(self, info: Mapping[str, Any]) -> None:
+        self.topology = Topology.from_dict(info["topology"])
+        self.name: str = info["name"]
+        self.arch: str = info["arch"]
+        self.transport: str = info["transport"]
+        self.vms = {vm.name: vm for vm in self.topology.vms}
+        self._specs = {spec.name: spec for spec in placement.processes(self.topology)}
+        self.components = {one.name: one.role for spec in self._specs.values() for one in spec.components}
+
+    def describe(self) -> dict[str, Any]:
+        """For a run file."""
+        policy = {
+            "monolith" if self.arch == "monolithic" else spec.role: policy_of(self.topology, spec)
+            for spec in self._specs.values()
+        }
+        return {"name": self.name, "arch": self.arch, "transport": self.transport, "policy": policy}
+
+    def expected(self, killed: Mapping[str, Any], rows: Mapping[str, Row]) -> Expected:
+        """What a kill should lead to, by what ``rows`` of ``ps`` said before it."""
+        host = killed["host"]
+        spec = self._specs.get(host)
+        threaded = killed["component"] in self.vms and host != killed["component"]
+        if spec is None or threaded:  # a zygote or a spare, whose replacement nobody sees; a VM of the monolith
+            return Expected(host, killed["pid"], "halt", ())
+        policy = policy_of(self.topology, spec)
+        needed = {"hypervisor"} | ({"management"} if spec.role == "child" else set())
+        if any(rows[name]["state"] not in ALIVE for name in needed - {host}):
+            policy = "halt"
+        carried = {one.name for one in spec.components}
+        served = [vsp for vsp in placement.VSPS if vsp in carried or "parent" in carried]
+        there = [vsp for vsp in served if rows[vsp]["state"] in ALIVE]
+        return Expected(host, killed["pid"], policy, [
+            device for vm in self.vms.values() if rows[vm.name]["state"] in ALIVE for device in _devices(vm, there)
+        ])  # fmt: skip
+
+    def target(self, vm: str, lsblk: bytes, overwrite: bool | None, alive: Iterable[str]) -> Target:
+        """What to look at in ``vm``. ``lsblk``: what that printed there. ``overwrite``: write on RAM disks, and if
+        true on image files; ``None``: write nothing."""
+        neighbour = self._neighbour(vm, alive)
+        disks = list(_listed(self.vms[vm], lsblk))
+        for name, size, read_only, kind in disks if overwrite is not None else ():
+            if not read_only and (kind == "ram" or (kind == "file" and overwrite)):
+                return Target(vm, name, min(size, SPAN), "flush" if kind == "file" else "mixed", neighbour)
+        for name, size, _, _ in disks:
+            return Target(vm, name, min(size, SPAN), "read", neighbour)
+        return Target(vm, "", 0, "read", neighbour)
+
+    def _neighbour(self, vm: str, alive: Iterable[str]) -> str:
+        """The next VM after this one on the same switch."""
+        names = list(self.vms)
+        own = self.vms[vm].nics
+        at = names.index(vm) + 1
+        for other in [*names[at:], *names[: at - 1]]:
+            nics = self.vms[other].nics
+            if other in alive and own and nics and nics[0].switch == own[0].switch:
+                return other
+        return ""
+
+
+def _devices(vm: VmSpec, vsps: Iterable[str]) -> list[Device]:
+    counts = {"storvsp": ("disk", len(vm.disks)), "netvsp": ("nic", len(vm.nics))}
+    return [(vm.name, f"{kind}{index}") for vsp in vsps for kind, count in (counts[vsp],) for index in range(count)]
+
+
+def _listed(vm: VmSpec, lsblk: bytes) -> Iterable[tuple[str, int, bool, str]]:
+    """Name, bytes, whether it is read-only, and the kind of each disk that the guest has."""
+    for line in lsblk.decode(errors="replace").splitlines()[1:]:
+        name, size, read_only, *_ = line.split()
+        index = name.removeprefix("disk")
+        if index.isdecimal() and int(index) < len(vm.disks):
+            yield name, int(size), read_only != "0", vm.disks[int(index)].kind
