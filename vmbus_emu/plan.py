@@ -19,7 +19,13 @@ MEANING = {
     "netvsp": "network VSP and virtual switch",
     "management": "the controlling function: creates and starts partitions",
     "child": "guest with storvsc and netvsc",
-    "zygote": "has the code of a VM loaded and forks VMs",
+}
+#: What the zygote of a role is there for.
+ZYGOTE_MEANING = {
+    "child": "has the code of a VM loaded and forks VMs",
+    "parent": "forks the parent's next incarnation",
+    "storvsp": "forks storvsp's next incarnation",
+    "netvsp": "forks netvsp's next incarnation",
 }
 MONOLITH_MEANING = MEANING | {
     "storvsp": "disk drivers alone: guests call them, there is no VSP",
@@ -67,7 +73,7 @@ def plan(topology: Topology) -> Plan:
     planned = [PlanProcess("machine", "machine", (box,))]
     for role, name in ZYGOTES.items():
         if any(process.role == role for process in processes(topology)):
-            planned.append(PlanProcess(name, "zygote", (PlanComponent(name, "zygote", MEANING["zygote"]),)))
+            planned.append(PlanProcess(name, "zygote", (PlanComponent(name, "zygote", ZYGOTE_MEANING[role]),)))
             links.append(PlanLink("machine", name, "lifeline", "births"))
     for process in processes(topology):
         planned.append(
