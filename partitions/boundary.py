@@ -11,6 +11,7 @@ It holds what the architecture itself needs, so that drivers and guests stay as 
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import threading
@@ -37,11 +38,17 @@ from vmbus_emu.loop import Loop
 INBOX_FRAMES = 256
 
 
+#: Taken by the first thread that panics, and never given back: others would write into its words.
+_panicking = threading.Lock()
+
+
 def panic(where: str) -> NoReturn:
     """The end of the monolith: say why, on the console, and abort."""
+    _panicking.acquire()
     sys.stderr.write(f"*** HOST PANIC in {where}: {sys.exc_info()[1]!r}\n")
     traceback.print_exc()
     sys.stderr.flush()
+    faulthandler.disable()  # it would say once more, and with less, where this is
     os.abort()
 
 

@@ -9,6 +9,7 @@ contain it.
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import resource
 import sys
 import threading
@@ -27,6 +28,7 @@ from vmbus_emu.loop import Loop
 from vmbus_emu.node import Node, load
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Code, HvStatus
+from vmbus_emu.task import Task
 
 if TYPE_CHECKING:
     from partitions.faults import DriverFaults
@@ -47,6 +49,13 @@ class GuestThread:
 
     def start(self) -> None:
         self._thread.start()
+
+    async def shut_down(self, patience_s: float) -> None:
+        """On this thread: end in order, and the thread with it."""
+        unflushed = await load("partitions.child.power_off:power_off")(self.guest, patience_s)
+        self.alive = False
+        self._monolith.from_guest({"t": "shut_down", "component": self.name, "unflushed": unflushed})
+        self.loop.stop()
 
     def _log(self, text: str) -> None:
         self._monolith.from_guest({"t": "log", "component": self.name, "text": text})
@@ -84,6 +93,7 @@ class Monolith:
 
     def start(self, config: Message) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a panic aborts; its core would be every guest's memory
+        faulthandler.enable(all_threads=False)  # of a signal, too, the console shows where it happened
         disks = config["storvsp"]["disks"]
         self._disk_locks = {disk["medium"]: DeviceLock(disk["medium"]) for disk in disks}
         self._disks.build(disks, lambda medium: self._disk_locks[medium])
@@ -148,6 +158,9 @@ class Monolith:
             self._disks.insert(message, fds)
         elif message["t"] == "fault":
             self._faults.handle(message)
+        elif message["t"] == "shut_down":
+            thread = self._guests[message["vm"]]
+            thread.loop.call_soon_threadsafe(Task, thread.loop, thread.shut_down(message["patience_s"]))
         elif "session" in message:
             for thread in [self._guests[message["vm"]]] if "vm" in message else self._guests.values():
                 thread.loop.call_soon_threadsafe(thread.guest.console.handle, message)

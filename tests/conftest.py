@@ -97,6 +97,7 @@ class Wires:
             self.hypervisor.bind(vp, self._living[vp])
             self._write()
         made = self._processors[vp] = VirtualProcessor(self.loop, vp)  # type: ignore[arg-type]
+        made.connect("incarnation 0")
         self._deliver_waiting(vp)
         return made
 

@@ -140,6 +140,10 @@ class Lifeline:
             raise ValueError("no memory file, or too large")
         return os.pread(fds[0], file.st_size, 0)
 
+    def look(self) -> None:
+        """Handle what has arrived, now and not in the loop's turn."""
+        self._ready(READ)
+
     def drain(self) -> None:
         """The other end's process is dead: take what it had sent, then close."""
         for _ in range(_LAST_WORDS):  # not for ever: somebody else may hold that end, and still talk

@@ -141,11 +141,15 @@ class Node:
                 component.start(message["config"])
             case "stats":
                 self.lifeline.send({"t": "stats", "id": message["id"], "stats": component.stats()})
+            case "beat":  # from here and no thread, so that a loop that does not turn is silent
+                self.lifeline.send({"t": "beat", "id": message["id"]})
             case "stop":
                 stop = getattr(component, "stop", None)  # what must leave the process before it ends, if anything
                 if stop is not None:
                     stop()
                 self.leave(0)
+            case "crash_at":
+                load("vmbus_emu.trap:obey")(component, message, self.lifeline)
             case "fault" if not getattr(component, "has_drivers", False):
                 load("vmbus_emu.wreck:carry_out")(message["fault"], message.get("value"))
             case _:

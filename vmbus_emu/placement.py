@@ -56,7 +56,10 @@ ENTRIES = {
 
 #: Roles whose processes come out of a zygote that has loaded their code: VMs, because there are many, and what VMs
 #: wait for when it dies.
-ZYGOTES = {"child": "zygote", "parent": "zygote.parent", "storvsp": "zygote.storvsp", "netvsp": "zygote.netvsp"}
+ZYGOTES = {
+    "child": "zygote", "parent": "zygote.parent", "storvsp": "zygote.storvsp", "netvsp": "zygote.netvsp",
+    "hypervisor": "zygote.hypervisor",
+}
 ZYGOTE_ENTRY = "vmbus_emu.machine.zygote:Zygote"
 
 #: The VSPs by component name, loaded by the process that carries them.
@@ -116,6 +119,14 @@ def entry(topology: Topology, role: str) -> str:
     if topology.arch == "monolithic":
         return ENTRIES["monolith"]
     return ENTRIES.get(f"{role}/{topology.transport}") or ENTRIES[role]
+
+
+def zygotes(topology: Topology) -> dict[str, str]:
+    """The zygotes a machine has, by the role whose processes they bear."""
+    roles = {spec.role for spec in processes(topology)}
+    if topology.policy.get("hypervisor") != "recover":
+        roles.discard("hypervisor")  # nothing waits for another one: it is dead, or the machine reboots
+    return {role: name for role, name in ZYGOTES.items() if role in roles}
 
 
 def preloaded(topology: Topology, spec: ProcessSpec) -> list[str]:

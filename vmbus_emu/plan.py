@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vmbus_emu.placement import ZYGOTES, processes
+from vmbus_emu.placement import processes, zygotes
 from vmbus_emu.topology.data import DiskSpec, Topology, VmSpec
 
 #: What each component is, for ``plan``; in the monolith the VSPs' places are taken by the bare drivers.
@@ -26,6 +26,7 @@ ZYGOTE_MEANING = {
     "parent": "forks the parent's next incarnation",
     "storvsp": "forks storvsp's next incarnation",
     "netvsp": "forks netvsp's next incarnation",
+    "hypervisor": "forks the hypervisor's next incarnation",
 }
 MONOLITH_MEANING = MEANING | {
     "storvsp": "disk drivers alone: guests call them, there is no VSP",
@@ -71,10 +72,9 @@ def plan(topology: Topology) -> Plan:
     links: list[PlanLink] = []
     box = PlanComponent("machine", "machine", "the box: power, media, consoles")
     planned = [PlanProcess("machine", "machine", (box,))]
-    for role, name in ZYGOTES.items():
-        if any(process.role == role for process in processes(topology)):
-            planned.append(PlanProcess(name, "zygote", (PlanComponent(name, "zygote", ZYGOTE_MEANING[role]),)))
-            links.append(PlanLink("machine", name, "lifeline", "births"))
+    for role, name in zygotes(topology).items():
+        planned.append(PlanProcess(name, "zygote", (PlanComponent(name, "zygote", ZYGOTE_MEANING[role]),)))
+        links.append(PlanLink("machine", name, "lifeline", "births"))
     for process in processes(topology):
         planned.append(
             PlanProcess(

@@ -64,6 +64,8 @@ class VirtualProcessor:
         self.on_event: Callable[[int, int], Any] = lambda sint, flag: None
         #: Hypercalls made, messages received.
         self.hypercalls = self.messages = 0
+        self._path = ""
+        self._abandoned = False
         self._port = self._make_port()
 
     def _make_port(self) -> ZmqPort:
@@ -74,11 +76,22 @@ class VirtualProcessor:
         )
 
     def connect(self, path: str) -> None:
-        """Attach to the hypervisor's socket."""
+        """Attach to the hypervisor's socket; also in advance, before there is an identity to speak with. Of no effect
+        if that has been done."""
+        if path == self._path:
+            return
+        if self._path:
+            self._port.close()
+            self._port = self._make_port()
+        self._path = path
         self._port.connect(path)
 
     def reconnect(self, path: str) -> None:
-        """Attach to the socket of the hypervisor's next incarnation, which must be listening already."""
+        """Attach to the socket of the hypervisor's next incarnation, which must be listening already. Of no effect on
+        one that is not attached yet: it is told of the latest when it is to start."""
+        if not self._path:
+            return
+        self._path = path
         self._port.close()  # with what is still in it: it is asked for, or delivered, again
         self._port = self._make_port()
         self._port.connect(path)
@@ -94,7 +107,7 @@ class VirtualProcessor:
         self.hypercalls += 1
         sequence = self._sequence + 1
         oldest = next(iter(self._calls), sequence)
-        if sequence - oldest >= hv.MAX_CALLS:
+        if self._abandoned or sequence - oldest >= hv.MAX_CALLS:
             return self._refuse(future)
         if oldest - self._told >= hv.CALLS_PER_ANSWERED:
             self._tell_answered()
@@ -109,6 +122,15 @@ class VirtualProcessor:
                 return self._refuse(future)
             self._unsent.append(sequence)
         return future
+
+    def abandon(self) -> None:
+        """The hypervisor is dead, and nothing replaces it: what it has not answered, and every further call, is
+        refused with OPERATION_DENIED."""
+        self._abandoned = True
+        calls, self._calls = self._calls, {}
+        self._unsent.clear()
+        for future, _ in calls.values():
+            self._refuse(future)
 
     def _refuse(self, future: Future[Outcome]) -> Future[Outcome]:
         # Not at once: what waits behind it would be refused in a recursion as deep as the queue is long.

@@ -6,6 +6,7 @@ command is ``async def command(session, arguments) -> status``; the table is :mo
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,7 @@ class Console:
         self._guest = guest
         self._send = send
         self._sessions: dict[int, tuple[Session, Task[int]]] = {}
+        self._closed = False
         self.commands_run = 0
 
     def handle(self, message: dict[str, Any]) -> None:
@@ -141,6 +143,9 @@ class Console:
     async def _run(self, session: Session, argv: list[str]) -> int:
         from partitions.child import commands  # which need this module
 
+        if self._closed:
+            await session.complain(f"{self._guest.name} is shutting down and takes no commands")
+            return 1
         if not argv:
             await session.complain("no command; try help")
             return STATUS_USAGE
@@ -167,3 +172,18 @@ class Console:
         except Cancelled:
             status = STATUS_CANCELLED
         self._send({"t": "exit", "session": number, "status": status})
+
+    async def end_all(self, patience_s: float) -> None:
+        """Run no further commands. Those that run may end by themselves for so long, then they are cancelled."""
+        self._closed = True
+        running = [task for _, task in self._sessions.values()]
+
+        def cancel() -> None:
+            for task in running:
+                task.cancel()
+
+        timer = self._guest.loop.call_later(patience_s, cancel)
+        for task in running:
+            with contextlib.suppress(Cancelled):
+                await task
+        timer.cancel()

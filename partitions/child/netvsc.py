@@ -55,6 +55,8 @@ _FILTER = rndis.FILTER_DIRECTED | rndis.FILTER_MULTICAST | rndis.FILTER_BROADCAS
 _WORD = struct.Struct("<I")
 _NDIS_6_1, _NDIS_6_30 = nvsp.NdisVersion(6, 1), nvsp.NdisVersion(6, 30)
 _NEWER = 0x50000
+#: What the adapter is asked about itself, and how long each answer is: address, MTU, whether there is a cable.
+_PROPERTIES = ((rndis.OID_PERMANENT_MAC, 6), (rndis.OID_MAXIMUM_FRAME_SIZE, 4), (rndis.OID_MEDIA_CONNECT, 4))
 _UNPLUGGED = PortInfo(bytes(6), DEFAULT_MTU)
 
 
@@ -253,17 +255,29 @@ class _Link:
             return False
         self._tell(nvsp.NdisConfig(MAX_FRAME, 0, 0))
         self._tell(_NDIS_6_30 if version >= _NEWER else _NDIS_6_1)
-        reply = await self._ask(nvsp.SendReceiveBuffer(self._receive.gpadl, nvsp.RECEIVE_BUFFER_ID))
+        # From here on no answer decides what is asked next, so nothing waits for one (docs/fidelity.md): after a
+        # restart of the host each round trip is time without a network.
+        receive = self._ask(nvsp.SendReceiveBuffer(self._receive.gpadl, nvsp.RECEIVE_BUFFER_ID))
+        send = self._send
+        sections = None if send is None else self._ask(nvsp.SendSendBuffer(send.gpadl, nvsp.SEND_BUFFER_ID))
+        request_id = next(self._adapter.transactions)
+        device = self._request(rndis.Initialize(request_id, *rndis.VERSION, rndis.MAX_TRANSFER_SIZE))
+        properties = [(self._query(oid), nbytes) for oid, nbytes in _PROPERTIES]
+
+        reply = nvsp.decode(await receive)
         if not isinstance(reply, nvsp.ReceiveBufferComplete) or reply.status != nvsp.Status.SUCCESS:
             self._adapter.log(f"{self._adapter.name}: the host refused the receive buffer")
             return False
-        if self._send is not None:
-            await self._lend_sections(self._send)
-        return await self._set_up_rndis()
+        if send is not None and sections is not None:
+            self._use_sections(send, nvsp.decode(await sections))
+        initialized = await device
+        if not isinstance(initialized, rndis.InitializeComplete) or initialized.status != rndis.SUCCESS:
+            self._adapter.log(f"{self._adapter.name}: the host's RNDIS device does not initialize")
+            return False
+        return await self._plug(*[_value(await answer, nbytes) for answer, nbytes in properties])
 
-    async def _lend_sections(self, send: LentBuffer) -> None:
-        """Offer the send buffer. If the host does not want it, frames are sent without."""
-        reply = await self._ask(nvsp.SendSendBuffer(send.gpadl, nvsp.SEND_BUFFER_ID))
+    def _use_sections(self, send: LentBuffer, reply: nvsp.Message | None) -> None:
+        """The host's word on the send buffer. If it does not want it, frames are sent without."""
         if not isinstance(reply, nvsp.SendBufferComplete) or reply.status != nvsp.Status.SUCCESS:
             return
         if reply.section_bytes and send.memory is not None:
@@ -272,22 +286,14 @@ class _Link:
 
     async def _agree_on_version(self) -> int | None:
         for version in nvsp.VERSIONS:
-            reply = await self._ask(nvsp.Init(version, version))
+            reply = nvsp.decode(await self._ask(nvsp.Init(version, version)))
             if not isinstance(reply, nvsp.InitComplete):
                 return None
             if reply.status == nvsp.Status.SUCCESS:
                 return version
         return None
 
-    async def _set_up_rndis(self) -> bool:
-        request_id = next(self._adapter.transactions)
-        reply = await self._request(rndis.Initialize(request_id, *rndis.VERSION, rndis.MAX_TRANSFER_SIZE))
-        if not isinstance(reply, rndis.InitializeComplete) or reply.status != rndis.SUCCESS:
-            self._adapter.log(f"{self._adapter.name}: the host's RNDIS device does not initialize")
-            return False
-        mac = await self._query(rndis.OID_PERMANENT_MAC, 6)
-        mtu = await self._query(rndis.OID_MAXIMUM_FRAME_SIZE, 4)
-        media = await self._query(rndis.OID_MEDIA_CONNECT, 4)
+    async def _plug(self, mac: bytes | None, mtu: bytes | None, media: bytes | None) -> bool:
         if mac is None or mtu is None or media is None:
             self._adapter.log(f"{self._adapter.name}: the host does not say what the adapter is")
             return False
@@ -305,24 +311,21 @@ class _Link:
             return False
         return True
 
-    async def _query(self, oid: int, nbytes: int) -> bytes | None:
-        """The value of ``oid``, exactly ``nbytes`` long, or ``None``."""
-        reply = await self._request(rndis.Query(next(self._adapter.transactions), oid))
-        if isinstance(reply, rndis.QueryComplete) and reply.status == rndis.SUCCESS and len(reply.info) == nbytes:
-            return reply.info
-        return None
+    def _query(self, oid: int) -> Future[rndis.Message | None]:
+        return self._request(rndis.Query(next(self._adapter.transactions), oid))
 
     def _tell(self, message: nvsp.Message) -> None:
         if not self.channel.send(IN_BAND, 0, 0, nvsp.encode(message)):
             self._fail("no room in the channel for the handshake")
 
-    async def _ask(self, message: nvsp.Message) -> nvsp.Message | None:
-        """Send an NVSP message that has a completion; what the completion says."""
+    def _ask(self, message: nvsp.Message) -> Future[bytes]:
+        """Send an NVSP message that has a completion; its bytes."""
         transaction_id = next(self._adapter.transactions)
-        completion = self._awaited[transaction_id] = Future()
+        completion: Future[bytes] = Future()
+        self._awaited[transaction_id] = completion
         if not self.channel.send(IN_BAND, COMPLETION_REQUESTED, transaction_id, nvsp.encode(message)):
             self._fail("no room in the channel for the handshake")
-        return nvsp.decode(await completion)
+        return completion
 
     def _request(self, message: rndis.Initialize | rndis.Query | rndis.Set) -> Future[rndis.Message | None]:
         """Send an RNDIS control message; its answer, or ``None`` when the host would not take it."""
@@ -450,3 +453,10 @@ class _Link:
                 self._adapter.ignored += 1
             case _:
                 self._adapter.malformed += 1
+
+
+def _value(answer: rndis.Message | None, nbytes: int) -> bytes | None:
+    """What a query was answered, if it is exactly ``nbytes`` long."""
+    if isinstance(answer, rndis.QueryComplete) and answer.status == rndis.SUCCESS and len(answer.info) == nbytes:
+        return answer.info
+    return None

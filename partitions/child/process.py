@@ -12,11 +12,14 @@ from partitions.child.links import Links
 from partitions.child.netvsc import NetVsc
 from partitions.child.storvsc import StorVsc
 from vmbus_emu.lifeline import Message
-from vmbus_emu.node import Node
+from vmbus_emu.node import Node, load
+from vmbus_emu.task import Task, sleep
 from vmbus_emu.vp import VirtualProcessor
 
 #: Loaded with this module, so that a zygote shares the commands' code between all VMs.
 _SHARED = (commands,)
+#: Between two looks at whether the machine has taken what a guest that shuts down still had to say, in seconds.
+_LAST_WORDS_LOOK_S = 0.001
 
 
 class ChildProcess:
@@ -26,6 +29,7 @@ class ChildProcess:
         self._node = node
         self._guest: Guest | None = None
         self._bus: BusDriver | None = None
+        self._vp: VirtualProcessor | None = None
         self._told = False
 
     def start(self, config: Message) -> None:
@@ -35,7 +39,8 @@ class ChildProcess:
         disks = {name: StorVsc(node.loop, name, self._kernel_log, links.allocate) for name in guest["disks"]}
         nics = {name: NetVsc(node.loop, name, self._kernel_log) for name in guest["nics"]}
         self._guest = Guest(node.loop, guest, disks, nics, node.lifeline.send, node.log)
-        vp = VirtualProcessor(node.loop, node.context)
+        vp = self._vp = VirtualProcessor(node.loop, node.context)
+        vp.recoverable = config["hypervisor_recovers"]
         bus = self._bus = BusDriver(
             node.loop,
             links,
@@ -84,11 +89,23 @@ class ChildProcess:
     def handle(self, message: Message, fds: list[int]) -> None:
         if self._guest is not None and "session" in message:
             self._guest.console.handle(message)
+        elif self._vp is not None and message["t"] == "hypervisor":
+            self._vp.reconnect(message["socket"])
         elif self._bus is not None and message["t"] == "given_up":
             for name in message["names"]:
                 self._bus.abandon(name)
             if "device" in message:
                 self._bus.abandon_device(message["device"])
+        elif self._guest is not None and message["t"] == "shut_down":
+            Task(self._node.loop, self._shut_down(self._guest, message["patience_s"]))
+
+    async def _shut_down(self, guest: Guest, patience_s: float) -> None:
+        unflushed = await load("partitions.child.power_off:power_off")(guest, patience_s)
+        line = self._node.lifeline
+        line.send({"t": "shut_down", "component": self._node.name, "unflushed": unflushed})
+        while line.backlog:  # output of commands, which leaves before
+            await sleep(self._node.loop, _LAST_WORDS_LOOK_S)
+        self._node.leave(0)
 
     def stats(self) -> dict[str, dict[str, Any]]:
         return {} if self._guest is None else {self._node.name: self._guest.stats()}

@@ -96,6 +96,7 @@ class StorVsc:
         self._no_room = False           # a request found none, and waits for some
         self._in_place = False          # the channel shares memory: what is read is in its buffer already
         self._gave_up = False
+        self._spoken: int | None = None  # the protocol version, once agreed on
         self._next_id = 1
         self._outstanding: dict[int, BlockRequest] = {}     # by transaction id, in the order sent
         self._held: deque[BlockRequest] = deque()           # accepted and not sent, in the order submitted
@@ -174,7 +175,9 @@ class StorVsc:
 
     async def _attach(self, channel: Channel) -> bool:
         try:
-            info = await negotiate(lambda packet, length: self._exchange(channel, packet, length))
+            info, self._spoken = await negotiate(
+                lambda packet, length: self._exchange(channel, packet, length), self._spoken
+            )
             if self._attaches and info.serial != self._info.serial:
                 # Sending one disk's outstanding writes to another would destroy it.
                 raise CannotAttach(f"this is disk {info.serial!r}, not {self._info.serial!r}")

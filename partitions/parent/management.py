@@ -32,6 +32,7 @@ class Management:
 
     def start(self, config: Message) -> None:
         """``partitions``: what to bring up; none of it is there yet, or this is not the first incarnation."""
+        self._vp.recoverable = config["hypervisor_recovers"]
         self._vp.connect(config["socket"])
         Wiring(self._vp).wire_provider()
         self._node.ready("management")
@@ -83,6 +84,12 @@ class Management:
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "start_partition":
             Task(self._node.loop, self._start_again(message["name"], message["kind"], message["old"]))
+        elif message["t"] == "hypervisor":
+            self._vp.reconnect(message["socket"])
+        elif message["t"] == "hypervisor_gone":
+            self._vp.abandon()
+            for number in list(self._attached):  # the provider's answers come through the hypervisor
+                self.attached(number, False)
         elif message["t"] == "peer_died" and message["name"] == "parent":
             for number in list(self._attached):  # it will not answer
                 self.attached(number, False)

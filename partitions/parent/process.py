@@ -51,6 +51,10 @@ class VspCarrier:
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "medium":
             self.disks.insert(message, fds)
+        elif message["t"] == "hypervisor":
+            self.vp.reconnect(message["socket"])
+        elif message["t"] == "hypervisor_gone":
+            self.vp.abandon()
         elif message["t"] == "prepare":
             self.prepare(message["config"])
         elif message["t"] == "fault":
@@ -70,6 +74,8 @@ class VspCarrier:
         """Make the VSPs this process carries, and their drivers; once, and for a spare before it is wanted."""
         if self.vsps:
             return
+        self.vp.recoverable = config["hypervisor_recovers"]
+        self.vp.connect(config["socket"])
         self.node.poll = config["poll"]
         if "storvsp" in config:
             self.disks.build(config["storvsp"]["disks"], lambda medium: self.node.loop)

@@ -301,6 +301,12 @@ class Provider:
             self._apply(guest, guest.connection.revoke(relid))
         self._guests.pop(guest.partition, None)
 
+    def revoke_asked(self, vsp: str, key: int, reason: str) -> None:
+        """A VSP takes a device from a guest, and hears when that is certain."""
+        if self._devices.find(vsp, key) is not None and vsp in self._vsps:
+            self.revoke(vsp, key, reason)
+            self._vsps[vsp].revoked(key)
+
     def revoke(self, vsp: str, key: int, reason: str) -> None:
         device = self._devices.find(vsp, key)
         if device is None or device.revoked:
@@ -365,7 +371,7 @@ class VspFace:
         self._provider.offer(self._vsp, key, vm, interface, instance, user_data)
 
     def revoke(self, key: int, reason: str) -> None:
-        self._provider.revoke(self._vsp, key, reason)
+        self._provider.revoke_asked(self._vsp, key, reason)
 
     def opened(self, key: int, ticket: int, ok: bool) -> None:
         self._provider.opened(self._vsp, key, ticket, ok)

@@ -29,6 +29,8 @@ class Device:
     endpoint: str
     gpadls: dict[int, Lent] = field(default_factory=dict)
     channel: Channel | None = None
+    #: The process that opened the channel last.
+    pid: int = 0
     #: The guest broke the protocol: it has lost the device.
     revoked: bool = False
     #: What follows when nothing of a channel that is closed is in use any more. Until then nobody gets the device.
@@ -132,6 +134,7 @@ class Vsp:
             return
         channel.on_failed = lambda reason: self._failed(device, reason)
         device.channel = channel
+        device.pid = pid
         self.open_session(device, channel)
         provider.opened(key, ticket, True)
 
@@ -181,6 +184,17 @@ class Vsp:
 
         device.ending = ended
 
+    def revoked(self, key: int) -> None:
+        """Only now the device is lost to its guest. One that closed its channel because the provider died looks like
+        one that broke the protocol, until we hear of that death, too; and a dead provider gives no answer.
+
+        The rescind alone would let the guest wait for the next offer, which it does not get.
+        """
+        device = self._devices[key]
+        if device.revoked:
+            message = {"t": "lost", "component": self.NAME, "vm": device.vm, "device": device.name, "pid": device.pid}
+            self._node.lifeline.send(message)
+
     def partition_gone(self, partition: int, vm: str) -> None:
         self._channels.forget(partition)
         for device in self._devices.values():
@@ -214,8 +228,6 @@ class Vsp:
         self._take_all_back(device)
         if self._provider is not None:
             self._provider.revoke(device.key, reason)
-        # A rescind alone would let it wait for the next offer, which it does not get.
-        self._node.lifeline.send({"t": "lost", "component": self.NAME, "vm": device.vm, "device": device.name})
 
     def _take_all_back(self, device: Device) -> None:
         for gpadl in device.gpadls:

@@ -66,6 +66,9 @@ class VspSide(Protocol):
     def gpadl_pages(self, key: int, gpadl: int, part: bytes) -> None:
         """A part of ``runs`` too long for one message: it comes before those of ``accept_gpadl``. No answer."""
 
+    def revoked(self, key: int) -> None:
+        """The answer to ``revoke``: the guest is told that the channel is gone. A dead provider does not give it."""
+
     def partition_gone(self, partition: int, vm: str) -> None:
         """That partition of ``vm`` and its memory are no more. No answer."""
 
@@ -83,7 +86,7 @@ class ProviderSide(Protocol):
         """Offer a device to a VM, now or as soon as it exists."""
 
     def revoke(self, key: int, reason: str) -> None:
-        """Take the offer back; the guest sees its channel rescinded."""
+        """Take the offer back; the guest sees its channel rescinded. Answer: ``revoked``."""
 
     def opened(self, key: int, ticket: int, ok: bool) -> None: ...
 
@@ -100,6 +103,7 @@ TO_VSP: dict[str, tuple[type, ...]] = {
     "close": (int, int),
     "accept_gpadl": (int, int, int, int, int, int, int, int, bytes),
     "gpadl_pages": (int, int, bytes),
+    "revoked": (int,),
     "partition_gone": (int, str),
     "tear_down_gpadl": (int, int, int),
 }
@@ -189,6 +193,9 @@ class RemoteVsp:
 
     def gpadl_pages(self, key: int, gpadl: int, part: bytes) -> None:
         self._send(encode("gpadl_pages", key, gpadl, part))
+
+    def revoked(self, key: int) -> None:
+        self._send(encode("revoked", key))
 
     def partition_gone(self, partition: int, vm: str) -> None:
         self._send(encode("partition_gone", partition, vm))

@@ -57,8 +57,11 @@ class Wiring:
 
     def find_again(self, partition: int, child: bool) -> Future[bool]:
         """The root's ports went with an earlier incarnation of the provider: make the one for ``partition`` anew. The
-        way to it is still there, if its process is."""
-        return _all((self._from_child if child else self._from_vsp)(partition))
+        way to a child is still there, if the child is. The way to a VSP may have to be made: its process may be newer
+        than the last one of the provider that heard of it, and waits to be told that there is one again."""
+        if child:
+            return _all(self._from_child(partition))
+        return _all(self._from_vsp(partition) + self._to(partition, CONTROL_PORT, hv.SINT_CONTROL))
 
     async def make_doorbells(self, child: int, vsp: int, number: int) -> list[HvStatus]:
         """A channel's two doorbells: port ``number`` in partition ``vsp``, which ``child`` rings through its connection

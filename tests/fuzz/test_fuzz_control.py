@@ -265,6 +265,9 @@ class Vsp:
     def gpadl_pages(self, key: int, gpadl: int, part: bytes) -> None:
         """Part of a longer list; the whole asks for an answer."""
 
+    def revoked(self, key: int) -> None:
+        """Wants no answer."""
+
     def partition_gone(self, partition: int, vm: str) -> None:
         """Wants no answer."""
 

@@ -18,6 +18,7 @@ from vmbus_emu.hypervisor.core import Effect, HandDoorbell, HandOut
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol import vmbus as wire
 from vmbus_emu.protocol.vmbus import NEWEST
+from vmbus_emu.vmbus import effects as fx
 from vmbus_emu.vmbus.gpadl import Range, contiguous, encode_gpadl
 
 M = TypeVar("M")
@@ -63,6 +64,9 @@ class Vsp:
         self.asked.append(("tear down", gpadl))
         if self.patient:
             self.answers.gpadl_torn_down(key, gpadl, ticket)
+
+    def revoked(self, key: int) -> None:
+        self.asked.append(("revoked", key))
 
     def partition_gone(self, partition: int, vm: str) -> None:
         self.asked.append(("gone", partition, vm))
@@ -269,6 +273,32 @@ def test_a_vsp_that_dies_meanwhile_leaves_nobody_waiting(
     assert bench.doorbells() == []
     bench.post(wire.InitiateContact(NEWEST, 0, 2, 0, 0))
     assert bench.awaits(wire.VersionResponse).version_supported == 1
+
+
+@pytest.mark.parametrize("asked", ["gpadl", "open"])
+def test_a_hypervisor_that_is_gone_for_good_leaves_nobody_waiting(
+    wires: Any, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """The guest cannot hear of it any more; but what waits behind the refused step is done, up to the VSP's part."""
+    bench = Bench(wires, monkeypatch, far=False)
+    if asked == "open":
+        bench.post(*bench.gpadl(1))
+        bench.awaits(wire.GpadlCreated)
+    monkeypatch.setattr(wires, "apply", lambda effects: None)       # it takes calls, and answers none
+    guest = bench.provider._guests[bench.partition]
+    device = next(iter(guest.devices.values()))
+    found = (bench.vsp, bench.place)
+    if asked == "open":
+        bench.provider._asking.open(found, guest, device, fx.OpenDevice(bench.relid, 77, bench.open()))
+    else:
+        bench.provider._asking.accept(found, guest, device, fx.AcceptGpadl(bench.relid, 9, 77, (RING,)))
+    bench.provider._asking.tear_down(found, device, 1, 78)
+    wires.loop.run_until(lambda: False, 0.01)
+    assert "tear down" not in bench.vsp.words
+    bench.provider._vp.abandon()
+    assert wires.loop.run_until(lambda: "tear down" in bench.vsp.words, 5.0)
+    assert asked not in bench.vsp.words
+    assert any("the hypervisor" in line for line in bench.log)
 
 
 def test_a_dead_guests_memory_and_doorbells_are_given_back(bench: Bench) -> None:

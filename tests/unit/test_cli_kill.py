@@ -52,8 +52,8 @@ class FakeMachine:
         self.calls.append((verb, *arguments))
         return self.answers[verb]
 
-    def kill(self, component: str, fault: str, timeout: float) -> Any:
-        return self._answer("kill", component, fault, timeout)
+    def kill(self, component: str, fault: str, timeout: float, at: str) -> Any:
+        return self._answer("kill", component, fault, timeout, *([at] if at else []))
 
     def start(self, vm: str) -> Any:
         return self._answer("start", vm)

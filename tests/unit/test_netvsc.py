@@ -77,6 +77,7 @@ class Host:
             for packet in list(self.packets):
                 if self.answer(*packet):
                     self.packets.remove(packet)
+                    self.near.deliver()     # an answer's suballocation is free again before the next one
                     moved = True
         for _ in range(3):
             self.loop.step(0.0)

@@ -53,6 +53,9 @@ class Vsp:
         self.asked.append(("tear_down_gpadl", key, gpadl))
         self.face.gpadl_torn_down(key, gpadl, ticket)
 
+    def revoked(self, key: int) -> None:
+        self.asked.append(("revoked", key))
+
     def partition_gone(self, partition: int, vm: str) -> None:
         self.gone.append((partition, vm))
 

@@ -322,15 +322,25 @@ def test_one_more_than_the_depth_is_busy(rig: Rig, server: Server) -> None:
 
 
 def test_a_request_the_channel_has_no_room_for_goes_after_the_next_completion(rig: Rig) -> None:
-    server = Server(room=1)
+    room = 8                        # what the handshake needs: all of a second attach is under way at once
+    server = Server(room=room)
     assert rig.attach(server)
-    first, second = rig.submit(Op.READ, 0, 1), rig.submit(Op.READ, 8, 1)
+    requests = [rig.submit(Op.READ, 8 * number, 1) for number in range(room + 1)]
     server.channel.deliver()
-    assert len(server.requests) == 1
-    server.answer()
-    assert first.status is Status.OK
-    server.answer()
-    assert second.status is Status.OK
+    assert len(server.requests) == room
+    for request in requests:
+        server.answer()
+        assert request.status is Status.OK
+
+
+def test_a_second_attach_waits_for_no_answer_before_it_has_said_everything(rig: Rig) -> None:
+    server = Server(room=8)
+    assert rig.attach(server)
+    again = Server(room=8)
+    attached = rig.vsc.attach(again.guest_end)
+    assert rig.loop.run_until(lambda: len(again.channel.inbox) == 8, 5)
+    rig.settle(again, attached)
+    assert attached.result()
 
 
 # -- order (design rule 7) ------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Code, HvStatus, PortType, SynicMessage
 from vmbus_emu.vp import VirtualProcessor
@@ -106,6 +108,22 @@ def test_an_event_is_seen_and_may_be_raised_again(wires: Any) -> None:
         assert wires.result(child.call(Code.SIGNAL_EVENT, hv.SIGNAL_EVENT.pack(4, 3, 0)))[0] is HvStatus.SUCCESS
         wires.settle()
     assert seen == [(2, 3), (2, 3)]
+
+
+@pytest.mark.parametrize("recoverable", [False, True])
+def test_a_hypervisor_that_is_gone_for_good_refuses_all(wires: Any, recoverable: bool) -> None:
+    root = wires.processor()
+    root.recoverable = recoverable
+    sent = [root.call(Code.GET_PARTITION_ID), root.post(99, 1, b"x")]
+    wires.cut = True
+    waiting = root.post(99, 1, b"y")
+    root.abandon()
+    later = root.call(Code.GET_PARTITION_ID)
+    refused = (HvStatus.OPERATION_DENIED, b"")
+    assert [wires.result(call) for call in (sent[0], later)] == [refused] * 2
+    assert [wires.result(posted) for posted in (sent[1], waiting)] == [HvStatus.OPERATION_DENIED] * 2
+    wires.cut = False
+    assert wires.result(root.call(Code.GET_PARTITION_ID)) == refused
 
 
 # -- a hypervisor that dies and comes back --------------------------------------------------------------------

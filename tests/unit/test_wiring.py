@@ -115,5 +115,17 @@ def test_a_new_incarnation_of_the_root_makes_its_own_ports_again(bench: Bench, p
     assert {number: (set(one.ports), dict(one.connections)) for number, one in tables.items()} == before
 
 
+def test_a_new_root_finds_a_vsp_of_which_the_one_before_had_not_heard(bench: Bench) -> None:
+    bench.wires.processor(VSP)
+    assert bench.wires.result(bench.wiring.wire_vsp(VSP))
+    tables = bench.wires.hypervisor.partitions
+    before = {number: (set(one.ports), dict(one.connections)) for number, one in tables.items()}
+    bench.wires.apply(bench.wires.hypervisor.died(tables[VSP].vps[0]))      # the root dies before the next one's hello
+    bench.wires.apply(bench.wires.hypervisor.died(tables[1].vps[0]))
+    bench.wires.processor(VSP)
+    assert bench.wires.result(Wiring(bench.wires.processor()).find_again(VSP, child=False))
+    assert {number: (set(one.ports), dict(one.connections)) for number, one in tables.items()} == before
+
+
 def test_a_partition_that_is_not_there_cannot_be_wired(bench: Bench) -> None:
     assert not bench.wires.result(bench.wiring.wire_child(99))

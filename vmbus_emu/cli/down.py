@@ -14,6 +14,7 @@ from vmbus_emu.cli.table import printable
 _TOLD = {
     "escalated": "did not stop when asked, killed",
     "waiting": "killed, but not gone yet, usually for I/O",
+    "suspended": "otherwise it is killed",
     "killing": "does not answer, killed",
 }
 

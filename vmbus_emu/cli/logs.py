@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
 import click
 
+from vmbus_emu.cli import crashfiles
+from vmbus_emu.cli.crashfiles import Crash
 from vmbus_emu.cli.errors import Failure
 from vmbus_emu.cli.logfiles import Follower, LogLine, components, last_lines, newest
 from vmbus_emu.cli.options import complete_components, json_option, name_option
-from vmbus_emu.cli.table import json_text, printable
+from vmbus_emu.cli.table import WIDTH, json_text, printable
 from vmbus_emu.runfolder import RunFolder
 
 _POLL_SECONDS = 0.2
@@ -25,19 +29,34 @@ _BEFORE_FOLLOWING = 10
 @json_option
 @click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C or until the machine is down.")
 @click.option("-n", "count", metavar="N", type=click.IntRange(0), help="Only the last N lines.")
+@click.option("--crash", is_flag=True,
+              help="Show how a process of the host ended last: its purple screen, its last lines.")
 @click.argument("component", metavar="[COMPONENT]", required=False, shell_complete=complete_components)
-def logs(name: str, as_json: bool, follow: bool, count: int | None, component: str | None) -> None:
+@click.pass_context
+def logs(
+    context: click.Context, name: str, as_json: bool, follow: bool, count: int | None, crash: bool,
+    component: str | None,
+) -> None:
     """Show the log of COMPONENT, or of all together in the order of time. The logs of a killed machine stay until
     the next up or down of its name. With --json and -f: one object per line.
+
+    With --crash: what the hypervisor, monolith, parent or VSP that died last left behind, or the one that carried
+    COMPONENT. The machine keeps the last 16.
 
     \b
     Example:
       vmbus-emu logs parent
       vmbus-emu logs -f -n 20
+      vmbus-emu logs --crash
     """
+    if crash and (follow or count is not None):
+        raise click.UsageError("--crash goes with neither -f nor -n", context)
     folder = RunFolder(name)
     if not folder.exists():
         raise Failure(f'"{name}" has no logs, it is not running', "vmbus-emu ls lists machines")
+    if crash:
+        _show_crash(folder, component, as_json)
+        return
     known = components(folder)
     if component is not None and component not in known:
         raise Failure(f'there is no log of "{component}"', f"one of {', '.join(known)}" if known else "none has logged")
@@ -85,3 +104,25 @@ def follow_lines(
 def _shown(line: LogLine, width: int) -> str:
     origin = f"{line.component:{width}}  " if width else ""
     return f"{line.time} {origin}{printable(line.text)}"
+
+
+def _show_crash(folder: RunFolder, component: str | None, as_json: bool) -> None:
+    found = crashfiles.latest(folder, component)
+    if found is None:
+        whose = "no process of the host" if component is None else f"no process that carried {component}"
+        raise Failure(f"{whose} has died", "vmbus-emu watch --past shows what has happened")
+    if as_json:
+        click.echo(json_text({"schema": 1, "name": folder.name, **asdict(found)}))
+        return
+    for line in crash_lines(found, sys.stdout.isatty() and not os.environ.get("NO_COLOR")):
+        click.echo(line)
+
+
+def crash_lines(crash: Crash, colour: bool) -> list[str]:
+    """A crash for people. ``colour``: the screen, if there is one, is purple."""
+    header = [f"{key + ':':13}{value}" for key, value in crash.header.items()]
+    screen = [printable(line) for line in crash.screen]
+    if colour and not crash.silent:
+        screen = [click.style(f" {line:{WIDTH - 2}} ", fg="bright_white", bg="magenta") for line in screen]
+    log = [f"  {printable(line)}" for line in crash.log]
+    return [*(printable(line) for line in header), "", *screen, "", "last log lines:", *log]

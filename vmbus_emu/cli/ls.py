@@ -10,6 +10,7 @@ import click
 from vmbus_emu.cli.attach import named
 from vmbus_emu.cli.options import json_option
 from vmbus_emu.cli.table import UNKNOWN, Column, json_text, printable, render
+from vmbus_emu.procfs import is_stopped
 
 _COLUMNS = (
     Column("NAME", shrinks=True), Column("STATE"), Column("PID", right=True), Column("ARCH"), Column("TRANSPORT"),
@@ -43,6 +44,9 @@ def ls(as_json: bool) -> None:
         stale = [str(machine["name"]) for machine in machines if machine["stale"]]
         if stale:
             click.echo(f"Remove what a killed machine left: vmbus-emu down{named(stale[0])}", err=True)
+        stopped = [str(machine["pid"]) for machine in machines if _is_stopped(machine)]
+        if stopped:
+            click.echo(f"Continue what a signal stopped: kill -CONT {' '.join(stopped)}", err=True)
     else:
         click.echo("No machine is running; start one with vmbus-emu up", err=True)
 
@@ -51,13 +55,18 @@ def _row(machine: dict[str, Any]) -> list[str]:
     vms = machine["vms"]
     return [
         machine["name"],
-        "stale" if machine["stale"] else "running",
+        "stale" if machine["stale"] else "stopped" if _is_stopped(machine) else "running",
         UNKNOWN if machine["pid"] is None else str(machine["pid"]),
         _text(machine["arch"]),
         "call" if machine["arch"] == "monolithic" else _text(machine["transport"]),
         str(len(vms)) if isinstance(vms, list) else UNKNOWN,
         _created(machine["created"]),
     ]
+
+
+def _is_stopped(machine: dict[str, Any]) -> bool:
+    """Whether a signal stopped it, so that it answers nobody."""
+    return machine["pid"] is not None and is_stopped(machine["pid"])
 
 
 def _text(value: object) -> str:

@@ -17,9 +17,12 @@ from vmbus_emu import __version__
 from vmbus_emu.cli.chaos import chaos
 from vmbus_emu.cli.check import check
 from vmbus_emu.cli.completion import COMPLETE_VARIABLE, completion
+from vmbus_emu.cli.demo import demo
 from vmbus_emu.cli.down import down
+from vmbus_emu.cli.drain import drain
 from vmbus_emu.cli.errors import INTERRUPTED, PROGRAM, explain
 from vmbus_emu.cli.exec import exec_
+from vmbus_emu.cli.fault import fault
 from vmbus_emu.cli.kill import kill
 from vmbus_emu.cli.logs import logs
 from vmbus_emu.cli.ls import ls
@@ -33,7 +36,8 @@ from vmbus_emu.cli.watch import watch
 
 #: In the order of ``--help``: the order in which one meets them.
 VERBS: tuple[click.Command, ...] = (
-    up, ps, exec_, shell, pingall, kill, start, watch, chaos, check, logs, ls, plan, down, completion,
+    up, ps, exec_, shell, pingall, kill, fault, start, drain, watch, chaos, check, demo, logs, ls, plan, down,
+    completion,
 )  # fmt: skip
 
 

@@ -105,6 +105,8 @@ _TOPOLOGY_OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  shell_complete=_complete_words("TRANSPORTS")),
     click.option("--poll", metavar="POLL", help="How ring ends wait: never, adaptive or always spin.",
                  shell_complete=_complete_words("POLLS")),
+    click.option("--hang-after", metavar="TIME",
+                 help="Replace a process that is silent for so long; never: leave it alone.  [default: 500ms]"),
     click.option("--vms", metavar="N", help="Number of VMs.  [default: the file's, or 2]"),
     click.option("--disk", "disks", multiple=True, metavar="[VM=]FILE", type=click.Path(),
                  help="Image file for a VM (without VM=: the first), in place of the disks it has. Repeatable."),
@@ -126,6 +128,7 @@ def topology(
     arch: str | None,
     transport: str | None,
     poll: str | None,
+    hang_after: str | None,
     vms: str | None,
     disks: tuple[str, ...],
     policies: tuple[str, ...],
@@ -137,4 +140,5 @@ def topology(
     """
     from vmbus_emu.topology import Overrides, build
 
-    return build(file, Overrides(name, arch, transport, vms, tuple(disks), tuple(policies), poll), limits)
+    overrides = Overrides(name, arch, transport, vms, tuple(disks), tuple(policies), poll, hang_after)
+    return build(file, overrides, limits)

@@ -21,13 +21,15 @@ _VMS = (
 
 def kill_lines(run: Run) -> list[str]:
     """The run of a single kill."""
-    kill = run["kills"][0]
-    return [_headline(run, kill), _restart(run, kill), *vm_lines(run), *verdict_lines(run)]
+    *earlier, kill = run["kills"]       # a step of negotiation is reached by the replacement of one killed before
+    return [*(_headline(run, one) for one in earlier), _headline(run, kill), _restart(run, kill), *vm_lines(run),
+            *verdict_lines(run)]  # fmt: skip
 
 
 def _headline(run: Run, kill: Kill) -> str:
     signal = f" ({kill['signal']})" if kill["signal"] and kill["fault"] != "kill" else ""
     how = "killed by SIGKILL" if kill["fault"] == "kill" else f"struck by {kill['fault']}{signal}"
+    how += f" at {kill['at']}" if kill.get("at") else ""
     host = kill["component"] if kill["host"] == kill["component"] else f"{kill['component']}, carried by {kill['host']}"
     carried = {
         name for event in run["events"] if event["event"] == "died" and event["pid"] == kill["pid"]
@@ -46,7 +48,8 @@ def _restart(run: Run, kill: Kill) -> str:
         after = f"dead after {_ms(kill['detect_ms'])} ms, and "
         after += "the machine halted, as its policy says" if halted else "nothing took its place"
         if kill["component"] in run["vms"] and kill["host"] == kill["component"]:
-            after += f"; vmbus-emu start {kill['component']} starts it again"
+            again = f"vmbus-emu start {kill['component']} starts it again"
+            after += f"; {again if kill.get('startable', True) else 'vmbus-emu drain reboots all'}"
         return after
     steps = [("detect", kill["detect_ms"]), ("start", kill["start_ms"]), ("renegotiate", kill["renegotiate_ms"])]
     reached = max(kill[name] or 0 for name in ("died_ns", "ready_ns", "attached_ns"))

@@ -51,8 +51,11 @@ def _what(event: Mapping[str, Any]) -> str:
             how = event.get("signal") or event.get("fault")
             carried = event.get("host", event["component"])
             where = f" by way of {carried}" if carried != event["component"] else ""
-            return f"struck by {how}{where} {which}"
+            step = f" at {event['at']}" if event.get("at") else ""
+            return f"struck by {how}{step}{where} {which}"
         case "died":
+            if "host" in event:
+                return f"died alone, {event['host']} {which} lives on: {event.get('reason')}"
             ending = event.get("signal") or f"exit {event.get('exit_code')}"
             others = [name for name in event.get("carried", ()) if name != event["component"]]
             took = f"; it carried {', '.join(others)}" if others else ""
@@ -60,6 +63,8 @@ def _what(event: Mapping[str, Any]) -> str:
             own = event.get("signal") not in ("SIGKILL", "SIGTERM")
             reason = f": {event['reason']}" if own and event.get("reason") else ""
             return f"died: {ending} {which}{took}{reason}"
+        case "hung":
+            return f"hung: {event.get('reason')}, silent for {event.get('silent_ms')} ms {which}"
         case "starting":
             return f"starting {which}" + (", the spare" if event.get("spare") else "")
         case "ready":
@@ -67,6 +72,8 @@ def _what(event: Mapping[str, Any]) -> str:
         case "attached":
             resent = event.get("resent", 0)
             return "attached" + (f", {plural(resent, 'request')} sent again" if resent else "")
+        case "draining":
+            return f"draining {', '.join(event.get('vms', ()))}: {event.get('grace_s'):g} s for each"
         case "rebooting" | "halted":
             return f"{event['event']}: {event.get('reason')}"
     rest = {key: value for key, value in event.items() if key not in ("n", "ns", "event", "component", "device")}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vmbus_emu import faults
+from vmbus_emu import crashpoints, faults
 from vmbus_emu.client.errors import MachineError
 from vmbus_emu.client.run import Run
 from vmbus_emu.client.scene import ALIVE, Scene
@@ -26,17 +26,19 @@ ALL = "all"
 Told = Callable[[Mapping[str, Any]], Any]
 
 
-def kill(folder: RunFolder, door: Door, component: str, fault: str, timeout: float) -> dict[str, Any]:
+def kill(
+    folder: RunFolder, door: Door, component: str, fault: str, timeout: float, at: str = ""
+) -> dict[str, Any]:
     """Kill a component while every VM reads its disk and pings its neighbour; the run. Takes the door over."""
     run = Run(folder, door)
     try:
-        _refuse(run, component, fault)
+        _refuse(run, component, fault, at)
         run.prepare(overwrite=None)
         run.begin(timeout + _WARM_S)
         if component == MACHINE:
             run.pull_the_plug()
         else:
-            run.kill(component, fault, timeout, start=False)
+            run.kill(component, fault, timeout, start=False, at=at)
         run.finish(cancel=True, timeout=0)
         return run.result()
     finally:
@@ -85,7 +87,7 @@ def chaos(
         run.close()
 
 
-def _refuse(run: Run, component: str, fault: str) -> None:
+def _refuse(run: Run, component: str, fault: str, at: str = "") -> None:
     """Raise :class:`MachineError` for what the machine would refuse, before the loads begin."""
     known = [MACHINE, *run.scene.components]
     role = MACHINE if component == MACHINE else run.scene.components.get(component)
@@ -99,12 +101,19 @@ def _refuse(run: Run, component: str, fault: str) -> None:
     why, _, hint = faults.refusal(run.scene.arch, role, name).partition("; ")
     if why:
         raise MachineError(f"{component} cannot {name}: {why}", hint)
+    if at:
+        scene, step = run.scene, crashpoints.parse(at).step
+        why, _, hint = crashpoints.refusal(component, step, scene.arch, scene.transport).partition("; ")
+        if why:
+            raise MachineError(f"{component} cannot die at {step}: {why}", hint)
     if component != MACHINE and run.rows()[component]["state"] == "dead":
         raise MachineError(f"{component} is dead already", _to_revive(run, component))
 
 
 def _to_revive(run: Run, component: str) -> str:
-    revivable = component in run.scene.vms and run.scene.arch != "monolithic"
+    rows = run.rows()
+    needed = all(rows[name]["state"] in ALIVE for name in ("hypervisor", "management"))
+    revivable = component in run.scene.vms and run.scene.arch != "monolithic" and needed
     return f"vmbus-emu start {component} starts it" if revivable else "vmbus-emu ps shows what is alive"
 
 

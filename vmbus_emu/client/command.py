@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from vmbus_emu.client.errors import checked
+from vmbus_emu.client.errors import DEADLINE_S, STOPPED_S, checked
 
 if TYPE_CHECKING:
     from vmbus_emu.client.door import Door
@@ -60,7 +60,8 @@ class Command:
         status = None
         try:
             while status is None:
-                reply = self._door.receive(self._deadline, self._readable_input())
+                patience = DEADLINE_S if self._session else STOPPED_S
+                reply = self._door.receive(self._deadline, self._readable_input(), patience)
                 if reply is not None:
                     status = self._handle(reply) if reply.get("id") == self._request else None
                 elif self._deadline is not None and time.monotonic() >= self._deadline:

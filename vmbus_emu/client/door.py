@@ -14,12 +14,17 @@ from typing import Any
 import msgpack
 import zmq
 
-from vmbus_emu.client.errors import DEADLINE_S, MachineError, NotRunning, checked
+from vmbus_emu.client.errors import DEADLINE_S, STOPPED_S, MachineError, NotRunning, Stopped, checked
 from vmbus_emu.lifeline import MAX_MESSAGE
-from vmbus_emu.procfs import process_state
+from vmbus_emu.procfs import is_stopped, start_time
 from vmbus_emu.runfolder import RunFolder
 
 Reply = dict[str, Any]
+#: While nothing comes, the machine's processes are looked at so often before patience ends.
+_LOOKS = 6
+#: A request that changes nothing is sent again after so many seconds: the front door may be a new one.
+_AGAIN_S = 1.0
+_CHANGES_NOTHING = ("info", "ps")
 
 
 class Door:
@@ -47,30 +52,44 @@ class Door:
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self.pidfd, zmq.POLLIN)
+        self._next_look = 0.0
+        self._stopped_since: float | None = None      # monotonic seconds
 
     def send(self, verb: str, **fields: Any) -> int:
         """Send a request; its number."""
         number = next(self._numbers)
-        self._socket.send(msgpack.packb({"id": number, "verb": verb, **fields}))
+        self._send(number, verb, fields)
         return number
 
-    def receive(self, deadline: float | None, also: int | None = None) -> Reply | None:
+    def _send(self, number: int, verb: str, fields: dict[str, Any]) -> None:
+        self._socket.send(msgpack.packb({"id": number, "verb": verb, **fields}))
+
+    def receive(
+        self, deadline: float | None, also: int | None = None, patience: float = DEADLINE_S
+    ) -> Reply | None:
         """The next reply; ``None`` when ``deadline`` (monotonic seconds) passed, or descriptor ``also`` is readable.
 
-        Raises :class:`MachineError` when the machine dies first.
+        Raises :class:`MachineError` when the machine dies first, and :class:`Stopped` when it has been seen stopped for
+        ``patience`` seconds.
         """
         if also is not None:
             self._poller.register(also, zmq.POLLIN)
         try:
             while True:
-                left = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
-                ready = dict(self._poller.poll(left))
+                left = patience / _LOOKS
+                if deadline is not None:
+                    left = min(left, deadline - time.monotonic())
+                ready = dict(self._poller.poll(max(0, int(left * 1000) + 1)))
                 if self._socket in ready:
+                    self._stopped_since = None
                     reply: Reply = msgpack.unpackb(self._socket.recv())
                     return reply
                 if self.pidfd in ready:
                     raise MachineError(f'"{self._folder.name}" died: its machine process (pid {self.pid}) is gone')
-                return None
+                if not ready:
+                    self._look(patience)
+                if ready or (deadline is not None and time.monotonic() >= deadline):
+                    return None
         finally:
             if also is not None:
                 self._poller.unregister(also)
@@ -79,16 +98,53 @@ class Door:
         """A request with one reply. Raises :class:`MachineError` for a refusal, or when there is no answer."""
         number = self.send(verb, **fields)
         deadline = time.monotonic() + timeout
-        while (reply := self.receive(deadline)) is not None:
-            if reply.get("id") == number:
-                return checked(reply)
+        while time.monotonic() < deadline:
+            again = time.monotonic() + _AGAIN_S
+            while (reply := self.receive(min(deadline, again), patience=STOPPED_S)) is not None:
+                if reply.get("id") == number:
+                    return checked(reply)
+            if verb in _CHANGES_NOTHING:
+                self._send(number, verb, fields)
         raise self.silence(timeout)
+
+    def _look(self, patience: float) -> None:
+        """Is there anybody who could answer? Two looks decide, ``patience`` apart: a moment's stop concerns nobody."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + patience / _LOOKS
+        stopped = self._stopped()
+        if not stopped:
+            self._stopped_since = None
+        elif self._stopped_since is None:
+            self._stopped_since = now
+        elif now - self._stopped_since >= patience:
+            raise Stopped(f'"{self._folder.name}" does not answer: {stopped[0]}', stopped[1])
+
+    def _stopped(self) -> tuple[str, str] | None:
+        """Who is stopped, and how to continue it."""
+        what, pid = "machine process", self.pid
+        if not is_stopped(pid):
+            what, pid = "front door", self._front()
+        return (f"its {what} (pid {pid}) is stopped", f"kill -CONT {pid}") if is_stopped(pid) else None
+
+    def _front(self) -> int:
+        """The pid of the front door; 0 if it is not known. The machine recorded it, and those before."""
+        try:
+            lines = (self._folder.path / "pids").read_text().splitlines()
+        except OSError:
+            return 0
+        for words in (line.split() for line in reversed(lines)):
+            if words[2:] == ["front"]:
+                return int(words[0]) if start_time(int(words[0])) == int(words[1]) else 0
+        return 0
 
     def silence(self, timeout: float) -> MachineError:
         """Why the machine does not answer, as far as can be seen from outside."""
         what = f'"{self._folder.name}" did not answer within {timeout:g} s'
-        if process_state(self.pid) in ("T", "t"):
-            return MachineError(f"{what}: its machine process (pid {self.pid}) is stopped", f"kill -CONT {self.pid}")
+        stopped = self._stopped()
+        if stopped:
+            return Stopped(f"{what}: {stopped[0]}", stopped[1])
         return MachineError(f"{what}: its machine process (pid {self.pid}) is busy or stuck",
                             "try again, or take it down with vmbus-emu down")
 

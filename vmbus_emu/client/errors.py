@@ -7,6 +7,8 @@ from typing import Any
 
 #: How long a verb waits for its reply, in seconds.
 DEADLINE_S = 10.0
+#: How long a machine that is asked something may be stopped by a signal before that is told.
+STOPPED_S = 1.5
 
 
 class MachineError(Exception):
@@ -19,6 +21,10 @@ class MachineError(Exception):
 
 class NotRunning(MachineError):
     """There is no such machine."""
+
+
+class Stopped(MachineError):
+    """The machine, or its front door, is stopped by a signal. It goes on when somebody continues it."""
 
 
 def checked(reply: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vmbus_emu.client.errors import DEADLINE_S, MachineError, checked
+from vmbus_emu.client.errors import DEADLINE_S, STOPPED_S, MachineError, Stopped, checked
 
 if TYPE_CHECKING:
     from vmbus_emu.client.door import Door
@@ -33,7 +33,7 @@ class EventStream:
     def _subscribe(self, past: bool) -> None:
         number = self._door.send("watch", past=past)
         deadline = time.monotonic() + DEADLINE_S
-        while (reply := self._door.receive(deadline)) is not None:
+        while (reply := self._door.receive(deadline, patience=STOPPED_S)) is not None:
             if reply.get("id") == number:
                 checked(reply)
                 return
@@ -55,11 +55,16 @@ class EventStream:
         return event
 
     def next(self, timeout: float | None) -> Event | None:
-        """The next event; ``None`` when there was none for ``timeout`` seconds, or the machine has ended."""
+        """The next event; ``None`` when there was none for ``timeout`` seconds, or the machine has ended.
+
+        Raises :class:`MachineError` when the machine has been stopped by a signal for long.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._ended:
             try:
                 reply = self._door.receive(deadline)
+            except Stopped:
+                raise
             except MachineError:
                 self.close()
                 return None

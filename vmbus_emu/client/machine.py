@@ -193,16 +193,53 @@ class Machine:
         reply = self._connected().ask("start", timeout, vm=vm)
         return {"vm": vm, "pid": reply.get("pid"), "incarnation": reply.get("incarnation")}
 
-    def kill(self, component: str, fault: str = "kill", timeout: float = RECOVERY_S) -> dict[str, Any]:
+    def drain(self, grace_s: float = 10.0, progress: Progress | None = None) -> dict[str, Any]:
+        """Have every VM shut down in turn, with a flush of its disks, and the machine reboot; returns when it is up.
+
+        A VM that has not shut down after ``grace_s`` seconds is killed. The result has ``grace_s``, ``degraded_s`` (so
+        long had the VMs gone on without a hypervisor before; ``None``: it was alive), ``vms`` (each with ``vm``,
+        ``how``, ``ms`` and ``unflushed``) and ``reboot_ms``. ``progress`` hears of each step
+        (:mod:`vmbus_emu.machine.drain`). Whatever becomes of this call, a drain that has begun goes on. Raises
+        :class:`MachineError`.
+        """
+        from vmbus_emu.client import drain
+
+        return drain.drain(self._connected(), grace_s, START_S, progress or (lambda step: None))
+
+    def fault(self, component: str, *faults: str, seconds: float = 0, seed: int = 0) -> list[dict[str, Any]]:
+        """Give the drivers of ``component`` lasting faults, such as ``slow=50ms``; all of them, or none if one does not
+        fit. The faults that are on then, of all components.
+
+        For so many ``seconds``, at most a day, or (0) until :meth:`clear_faults` or the end of the process, whichever
+        comes first: its next incarnation begins without faults. Raises :class:`MachineError`.
+        """
+        door = self._connected()
+        reply = door.ask("fault", component=component, faults=list(faults), seconds=seconds, seed=seed)
+        return list(reply["faults"])
+
+    def faults(self) -> list[dict[str, Any]]:
+        """The lasting faults that are on: ``component``, ``fault``, ``host``, ``pid``, ``incarnation``, ``seed`` and
+        ``left_s`` (seconds; ``None``: until it is cleared). Raises :class:`MachineError`."""
+        return list(self._connected().ask("fault")["faults"])
+
+    def clear_faults(self, component: str = "") -> list[dict[str, Any]]:
+        """Take away the lasting faults of ``component``, or all; those that are on still. Raises
+        :class:`MachineError`."""
+        return list(self._connected().ask("fault", clear=True, component=component)["faults"])
+
+    def kill(
+        self, component: str, fault: str = "kill", timeout: float = RECOVERY_S, at: str = ""
+    ) -> dict[str, Any]:
         """Kill a component, or ``machine``, while every VM reads its disk and pings its neighbour; what it cost.
 
-        ``fault``: how, one of :data:`vmbus_emu.faults.ENDING`. Waits at most ``timeout`` seconds for what should
+        ``fault``: how, one of :data:`vmbus_emu.faults.ENDING`. ``at``: the step of its work to die at, ``STEP`` or
+        ``STEP:N`` (:data:`vmbus_emu.crashpoints.STEPS`). Waits at most ``timeout`` seconds for what should
         follow. The result is a run (:mod:`vmbus_emu.client.judging`). Raises
         :class:`MachineError`.
         """
         from vmbus_emu.client import chaos
 
-        run = chaos.kill(_folder(self.name), _open_door(self.name), component, fault, timeout)
+        run = chaos.kill(_folder(self.name), _open_door(self.name), component, fault, timeout, at)
         if component == chaos.MACHINE:
             self.close()
         return run

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vmbus_emu.client.errors import STOPPED_S
+
 if TYPE_CHECKING:
     from vmbus_emu.client.door import Door
 
@@ -42,7 +44,10 @@ class Pingall:
                 self._waiting[self._door.send("exec", vm=vm, argv=argv)] = _Sender(vm)
         senders = list(self._waiting.values())
         try:
-            while self._waiting and (reply := self._door.receive(time.monotonic() + timeout)) is not None:
+            while self._waiting:
+                reply = self._door.receive(time.monotonic() + timeout, patience=STOPPED_S)
+                if reply is None:
+                    break
                 if reply.get("id") in self._waiting:
                     self._handle(reply)
         finally:

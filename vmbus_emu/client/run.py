@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vmbus_emu import crashpoints
 from vmbus_emu.client import aftermath
 from vmbus_emu.client.errors import DEADLINE_S, MachineError
 from vmbus_emu.client.judging import SCHEMA, judged
@@ -35,6 +36,8 @@ _LAST_S = 1.0
 GOES_ON = ("scribble",)
 _GOES_ON_S = 1.0
 _NOTICED_S = 1.0
+#: How long a process may take to come to the step at which it is to die.
+_STEP_S = 5.0
 
 #: The adapter that leads to a neighbour.
 NIC = "nic0"
@@ -104,18 +107,22 @@ class Run:
 
     # -- kills ------------------------------------------------------------------------------------------
 
-    def kill(self, component: str, fault: str, timeout: float, start: bool) -> Kill:
+    def kill(self, component: str, fault: str, timeout: float, start: bool, at: str = "") -> Kill:
         """Kill, and wait at most ``timeout`` seconds for what should follow, until all is served again that can be.
 
-        ``start``: dead VMs are started again. What did not follow stands in ``missing`` of the result.
+        ``start``: dead VMs are started again. ``at``: the step to die at, :mod:`vmbus_emu.crashpoints`; one of
+        negotiation makes two kills, of which this gives the second. What did not follow stands in ``missing`` of the
+        result.
         """
         rows = self.rows()
-        deadline = time.monotonic() + timeout
         seen = len(self._events)
-        killed = self._talk.ask("kill", DEADLINE_S, component=component, fault=fault)["killed"]
-        told = {name: killed.get(name) for name in ("component", "host", "pid", "incarnation", "fault", "signal")}
-        kill: Kill = {**told, "killed_ns": killed["ns"], "waited_s": timeout, "missing": []}
-        self._kills.append(kill)
+        step = {"at": at} if at else {}
+        killed = self._talk.ask("kill", DEADLINE_S, component=component, fault=fault, **step)["killed"]
+        if at:
+            killed = self._struck(killed, seen, timeout)
+        deadline = time.monotonic() + timeout
+        kill = self._made(killed, timeout)
+        kill["startable"] = component in self.scene.vms and _alive(rows, "hypervisor", "management")
         expected = self.scene.expected(killed, rows)
 
         def since() -> list[dict[str, Any]]:
@@ -139,6 +146,31 @@ class Run:
             kill["over_ns"] = time.monotonic_ns()
         self._talk.listen(_SETTLE_S)
         return kill
+
+    def _made(self, killed: Mapping[str, Any], timeout: float) -> Kill:
+        """A kill, as it is kept. ``killed``: what the machine said of it."""
+        told = {name: killed.get(name) for name in ("component", "host", "pid", "incarnation", "fault", "signal", "at")}
+        self._kills.append({**told, "killed_ns": killed["ns"], "waited_s": timeout, "missing": []})
+        return self._kills[-1]
+
+    def _struck(self, ordered: Mapping[str, Any], seen: int, timeout: float) -> Mapping[str, Any]:
+        """Wait until a process came to the step at which it was to die. The first ``seen`` events are older."""
+        component, at = ordered["component"], ordered["at"]
+
+        def came() -> list[dict[str, Any]]:
+            return [event for event in self._events[seen:] if event["event"] == "killed" and event.get("at") == at
+                    and event["component"] == component]  # fmt: skip
+
+        limit = min(timeout, _STEP_S)
+        if not self._talk.until(lambda: bool(came()), time.monotonic() + limit):
+            self._talk.ask("kill", DEADLINE_S, component=component, clear=True)
+            if not came():
+                raise MachineError(f"{component} did not come to {at} within {limit:g} s", _why_not(at))
+        (death,) = came()
+        if death["pid"] != ordered["pid"]:
+            first = self._made({**ordered, "at": None}, limit)
+            first["over_ns"] = death["ns"]
+        return death
 
     def _note_death_of_thread(self, vm: str, killed: Mapping[str, Any]) -> None:
         """In the monolith a VM can die alone; its process lives, so no event says it, but its commands end."""
@@ -289,6 +321,15 @@ class Run:
             else:
                 failures[vm] = command.complaint or f"no answer within {_STAMPS_S:.0f} s"
         return states, failures
+
+
+def _why_not(at: str) -> str:
+    step = crashpoints.parse(at).step
+    if crashpoints.STEPS[step].next:
+        return "it was killed, and negotiated with fewer steps; a smaller number"
+    if step in crashpoints.fitting("hypervisor"):
+        return "hypercalls are made when something starts: kill another component meanwhile"
+    return "is there I/O? vmbus-emu ps shows it"
 
 
 def _alive(rows: Mapping[str, Row], *names: str) -> bool:

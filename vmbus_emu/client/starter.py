@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from vmbus_emu import lifeline
-from vmbus_emu.client.errors import MachineError
-from vmbus_emu.procfs import has_ended, process_state
+from vmbus_emu.client.errors import STOPPED_S, MachineError, Stopped
+from vmbus_emu.procfs import has_ended, is_stopped
 from vmbus_emu.runfolder import RunFolder, RunFolderError, sweep
 from vmbus_emu.topology.data import Topology
 
@@ -65,6 +65,8 @@ def _refuse_if_running(folder: RunFolder) -> None:
     info = folder.info()
     vms = len(info.get("vms", ()))
     what = f"{info['arch']}, {vms} VM{'s' if vms != 1 else ''}, pid {pid}" if info else f"starting, pid {pid}"
+    if is_stopped(pid):
+        raise MachineError(f'"{folder.name}" is already running, and stopped ({what})', f"kill -CONT {pid}")
     named = "" if folder.name == "default" else f" --name {folder.name}"
     raise MachineError(
         f'"{folder.name}" is already running ({what})',
@@ -132,14 +134,19 @@ def wait_for_end(folder: RunFolder, door: Door, progress: Progress, timeout: flo
     recorded = recorded_processes(folder)
     number = door.send("down")
     deadline = time.monotonic() + timeout
-    stopped = False
+    told = stopped = False
     while not stopped:
         try:
-            reply = door.receive(deadline)
+            reply = door.receive(deadline, patience=STOPPED_S)
+        except Stopped as error:
+            if not told:
+                told = True
+                progress({"step": "suspended", "waiting": [f"{error}; {error.hint} continues it"]})
+            continue
         except MachineError:
             break  # it is gone, which is what we wanted
         if reply is None:
-            state = "stopped" if process_state(door.pid) in ("T", "t") else "silent"
+            state = "stopped" if is_stopped(door.pid) else "silent"
             progress({"step": "killing", "waiting": [f"machine (pid {door.pid}, {state})"]})
             signal.pidfd_send_signal(door.pidfd, signal.SIGKILL)
             deadline = time.monotonic() + _KILLED_DEADLINE_S

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vmbus_emu.client.errors import checked
+from vmbus_emu.client.errors import DEADLINE_S, STOPPED_S, checked
 
 if TYPE_CHECKING:
     from vmbus_emu.client.door import Door
@@ -39,20 +39,23 @@ class Talk:
         """A request with one reply, which is given here. Raises :class:`MachineError` for a refusal or no answer."""
         replies: list[Reply] = []
         number = self.begin(replies.append, verb, **fields)
-        answered = self.until(lambda: bool(replies), time.monotonic() + timeout)
+        answered = self.until(lambda: bool(replies), time.monotonic() + timeout, STOPPED_S)
         del self._handlers[number]
         if not answered:
             raise self.door.silence(timeout)
         return checked(replies[0])
 
-    def until(self, condition: Callable[[], bool], deadline: float) -> bool:
-        """Handle replies until ``condition`` holds, or ``deadline`` (monotonic seconds) passed; whether it holds."""
+    def until(self, condition: Callable[[], bool], deadline: float, patience: float = DEADLINE_S) -> bool:
+        """Handle replies until ``condition`` holds, or ``deadline`` (monotonic seconds) passed; whether it holds.
+
+        ``patience``: that of :meth:`Door.receive`.
+        """
         look = _FIRST_LOOK_S
         while not condition():
             now = time.monotonic()
             if now >= deadline:
                 return False
-            heard = self._turn(min(deadline, now + look))
+            heard = self._turn(min(deadline, now + look), patience)
             look = _FIRST_LOOK_S if heard else min(2 * look, _LAST_LOOK_S)
         return True
 
@@ -60,8 +63,8 @@ class Talk:
         """Handle replies for so long."""
         self.until(lambda: False, time.monotonic() + seconds)
 
-    def _turn(self, deadline: float) -> bool:
-        reply = self.door.receive(deadline)
+    def _turn(self, deadline: float, patience: float) -> bool:
+        reply = self.door.receive(deadline, patience=patience)
         if reply is None:
             return False
         handler = self._handlers.get(reply.get("id", 0))

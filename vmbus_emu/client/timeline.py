@@ -19,6 +19,7 @@ from vmbus_emu.client.timeline_data import (
     Kill,
     Run,
     bin_width,
+    read_together,
 )
 from vmbus_emu.client.timeline_style import HATCH, LEGEND, STYLE
 from vmbus_emu.client.timeline_svg import duration, text, vm_chart
@@ -47,7 +48,7 @@ def page(run: Mapping[str, Any]) -> str:
 
 def pages(runs: Sequence[Mapping[str, Any]]) -> str:
     """One page of several runs: what the same kills did in each placement, in one table, and then each run."""
-    read = [Run(run) for run in runs]
+    read = read_together(runs)
     places = list(dict.fromkeys(place(run) for run in read))
     title = f"The same kills in {plural(len(places), 'placement')}: who was hit" if read else "No runs"
     parts = [f"<header><h1>{text(title)}</h1></header>"]
@@ -195,11 +196,12 @@ def _kills(run: Run) -> str:
     for kill in run.kills:
         host = f" <small>with {text(kill.host)}</small>" if kill.host != kill.component else ""
         died = f'<td class="no">✗ {text(", ".join(sorted(kill.victims)))}</td>' if kill.victims else "<td>–</td>"
+        aside = " <small>to go on</small>" if kill.aside else ""
         steps = [(end - begin) / 1e6 if begin and end else None for _, begin, end in kill.steps]
         rows.append([
             f'<th scope="row" class="n">{kill.number}</th>', f"<td>{text(kill.component)}{host}</td>",
-            f"<td>{text(kill.fault)}</td>", died, f'<td class="n">{_at(run, kill)} s</td>', _number(kill.pid, "id"),
-            _number(kill.incarnation), *(_number(step, "ms") for step in steps),
+            f"<td>{text(kill.fault)}{aside}</td>", died, f'<td class="n">{_at(run, kill)} s</td>',
+            _number(kill.pid, "id"), _number(kill.incarnation), *(_number(step, "ms") for step in steps),
             *(_worst(run.worst(kill, kind)) for kind in ("disk", "network")),
         ])  # fmt: skip
     head = ["#", "component", "fault", "VMs that died", "at", "pid", "inc.", "detect", "start", "renegotiate",
@@ -220,18 +222,18 @@ def _worst(found: tuple[str, Effect] | None) -> str:
 
 
 def _matrix(runs: Sequence[Run], places: Sequence[str]) -> str:
-    """Component by placement: what its kills were to each VM, the worst of them."""
+    """What was killed, by placement: what that was to each VM, the worst of them."""
     cells: dict[tuple[str, str], list[tuple[Run, Kill]]] = {}
     for run in runs:
         for kill in run.kills:
-            cells.setdefault((kill.component, place(run)), []).append((run, kill))
-    components = list(dict.fromkeys(component for component, _ in cells))
-    rows = [[_row(component), *(_cell(cells.get((component, where), ())) for where in places)]
-            for component in components]  # fmt: skip
+            if not kill.aside:
+                cells.setdefault((kill.label, place(run)), []).append((run, kill))
+    labels = list(dict.fromkeys(label for label, _ in cells))
+    rows = [[_row(label), *(_cell(cells.get((label, where), ())) for where in places)] for label in labels]
     head = ["killed", *(text(where) for where in places)]
     return _table("What the kill of a component was to each VM; of several kills, the worst. ✓ went on, "
-                  "↻ interrupted, ✗ died or was never served again. A network answers only while the VM at its other "
-                  "end lives.", head, rows, 0, "matrix")  # fmt: skip
+                  "↻ interrupted, ✗ died or was never served again. A network whose other end is a VM that died "
+                  "does not count.", head, rows, 0, "matrix")  # fmt: skip
 
 
 def _cell(kills: Sequence[tuple[Run, Kill]]) -> str:
@@ -244,16 +246,24 @@ def _cell(kills: Sequence[tuple[Run, Kill]]) -> str:
         lanes: dict[str, list[Effect]] = {}
         for run, kill in hit:
             for lane in run.lanes[vm]:
-                lanes.setdefault(lane.name, []).append(lane.effect(kill))
-        worst = {name: max(effects, key=_severity) for name, effects in lanes.items()}
+                if lane.name != "network" or not kill.victims - {vm}:   # it may be the other end that is gone
+                    lanes.setdefault(lane.name, []).append(lane.effect(kill))
+        worst = {name: max(effects, key=_severity) for name, effects in lanes.items() if effects}
         outcome = DIED if dead else max(worst.values(), key=_severity).what if worst else NO_LOAD
         words = "; ".join(f"{name} {told(effect)}" for name, effect in worst.items()) or "not observed"
+        if len(worst) > 1 and outcome == WENT_ON:
+            words = WENT_ON
         if dead:
-            words = "died, then ran again" if all(vm in kill.revived for kill in dead) else "died"
+            longest = max((effect.silence_ns for effect in worst.values()), default=0.0)
+            again = all(vm in kill.revived for kill in dead)
+            words = "died" if not again else "died, then ran again"
+            if again and 0 < longest < float("inf"):
+                words += f", served after {duration(longest)}"
         kind, sign = _OUTCOMES[outcome]
         items.append(f'<li class="{kind}"><span aria-hidden="true">{sign}</span><b>{text(vm)}</b> '
-                     f"{text(words)}</li>")
-    hosts = sorted({kill.host for _, kill in kills if kill.host != kill.component})
+                     f"{text(words).replace(' ms', '&#160;ms')}</li>")      # a number stays with its unit
+    # A VM that shares a process dies without it: it is a thread of the monolith.
+    hosts = sorted({kill.host for run, kill in kills if kill.component not in (kill.host, *run.lanes)})
     note = f"<small>with {text(', '.join(hosts))}</small>" if hosts else ""
     return f"<td><ul>{''.join(items)}</ul>{note}</td>"
 

@@ -47,8 +47,15 @@ class Kill(NamedTuple):
     attached_ns: int | None
     first_reply_ns: int | None
     next_ns: int | None         #: of the next kill
-    victims: frozenset[str]
+    deaths: tuple[tuple[str, int], ...]     #: VMs that died by it, and when, which may be later than who was killed
     revived: frozenset[str]     #: those of the victims that ran again before the next kill
+    cut: frozenset[tuple[str, str]]     #: VM and kind (``disk``, ``network``) of the devices that lost their channels
+    label: str                  #: what was done, for the table of several runs
+    aside: bool                 #: made to go on with the run, and no part of what it shows
+
+    @property
+    def victims(self) -> frozenset[str]:
+        return frozenset(vm for vm, _ in self.deaths)
 
     @property
     def last_ns(self) -> int | None:
@@ -116,6 +123,8 @@ class Lane:
         intervals = sorted(later - earlier for earlier, later in pairwise(self.completed))
         usual = intervals[len(intervals) * 9 // 10] if intervals else 0
         self.silent_ns = _SILENT_NS + _SILENT_INTERVALS * usual
+        #: The longest silence while nothing was killed: a shorter one is not a kill's doing.
+        self.calm_ns = 0
         self._effects: dict[Kill, Effect] = {}
 
     def __bool__(self) -> bool:
@@ -135,7 +144,7 @@ class Lane:
         if first == len(self.completed) and at - last_ns > _STRIKING * self.silent_ns:
             return Effect(SILENT_BEFORE if asked else NO_LOAD)
         if self.vm in kill.victims:
-            again = bisect_right(self.completed, kill.died_ns or at)
+            again = bisect_right(self.completed, max(kill.died_ns or at, dict(kill.deaths)[self.vm]))
             return Effect(DIED, at, self.completed[again] if again < len(self.completed) else None)
         if first == len(self.completed):
             return Effect(NEVER, at) if asked else Effect(NO_LOAD)
@@ -150,7 +159,18 @@ class Lane:
         if until is not None and len(moments) > 2:
             moments = [min(moment, until) for moment in moments]    # from there on it is the next one's
         begin, end = max(pairwise(moments), key=lambda pair: pair[1] - pair[0])
-        return Effect(INTERRUPTED if end - begin > self.silent_ns else WENT_ON, begin, end)
+        hurt = (self.vm, self.name) in kill.cut or end - begin > max(self.silent_ns, self.calm_ns)
+        return Effect(INTERRUPTED if hurt else WENT_ON, begin, end)
+
+    def calibrate(self, kills: Sequence[Kill]) -> None:
+        """Find :attr:`calm_ns`: before the first kill, and from when a recovery is well over to the next one."""
+        begins = [self.begin_ns, *(kill.last_ns and kill.last_ns + _SETTLED_NS for kill in kills)]
+        ends = [kill.killed_ns for kill in kills]
+        pauses = [
+            later - earlier for begin, end in zip(begins, ends, strict=False) if begin
+            for earlier, later in pairwise(self.between(begin, end))
+        ]  # fmt: skip
+        self.calm_ns = max(pauses, default=0)
 
     def silences(self, kills: Sequence[Kill], end_ns: int) -> list[tuple[int, int]]:
         """When it was silent, by the kills and apart from them; merged, in order. Until ``end_ns`` if for good."""
@@ -210,6 +230,8 @@ class Run:
         }
         self.kills = _kills(run.get("kills") or [], run.get("events") or [], set(self.lanes))
         all_lanes = [lane for lanes in self.lanes.values() for lane in lanes]
+        for lane in all_lanes:
+            lane.calibrate(self.kills)
         begins = [lane.begin_ns for lane in all_lanes if lane] + [kill.killed_ns for kill in self.kills]
         ends = [lane.end_ns for lane in all_lanes] + [kill.last_ns or kill.killed_ns for kill in self.kills]
         self.begin_ns = min([*([run["begun_ns"]] if run.get("begun_ns") else []), *begins], default=0)
@@ -227,6 +249,20 @@ class Run:
         return max(effects, key=lambda one: one[1].silence_ns, default=None)
 
 
+def read_together(runs: Sequence[Mapping[str, Any]]) -> list[Run]:
+    """Several runs, read. Those of one placement have one measure of calm for each kind of device: a run with a single
+    kill is mostly that. ``ValueError``: a history in one of them is none."""
+    read = [Run(run) for run in runs]
+    calm: dict[tuple[str, str, str], int] = {}
+    lanes = [((run.arch, run.transport, lane.name), lane)
+             for run in read for mine in run.lanes.values() for lane in mine]  # fmt: skip
+    for key, lane in lanes:
+        calm[key] = max(calm.get(key, 0), lane.calm_ns)
+    for key, lane in lanes:
+        lane.calm_ns = calm[key]
+    return read
+
+
 def _lane(vm: str, kind: str, dumped: Any) -> Lane | None:
     return Lane(vm, kind, dumped) if dumped else None
 
@@ -237,24 +273,37 @@ def _kills(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]
     kills = []
     for number, row in enumerate(ordered, 1):
         until = int(ordered[number]["killed_ns"]) if number < len(ordered) else None
-        died, ran = set(), set()
+        died: dict[str, int] = {}
+        ran: set[str] = set()
+        cut: set[tuple[str, str]] = set()
         for event in events:
             if event.get("ns", 0) < row["killed_ns"] or (until and event["ns"] >= until):
                 continue
             named = {event.get("component"), *(event.get("carried") or ())} & vms
             if event.get("event") == "died":
-                died |= named
+                died |= dict.fromkeys(named, int(event["ns"]))
             elif event.get("event") == "up":
-                ran |= died
+                ran |= died.keys()
             elif event.get("event") == "ready":
-                ran |= named & died
+                ran |= named & died.keys()
+            elif event.get("event") == "detached":
+                cut |= {(vm, _kind(event)) for vm in named}
         kills.append(Kill(
             number, str(row.get("component", "?")), str(row.get("host") or row.get("component", "?")), row.get("pid"),
             row.get("incarnation"), str(row.get("fault") or "kill"), int(row["killed_ns"]), row.get("died_ns"),
-            row.get("ready_ns"), row.get("attached_ns"), row.get("first_reply_ns"), until, frozenset(died),
-            frozenset(ran),
+            row.get("ready_ns"), row.get("attached_ns"), row.get("first_reply_ns"), until, tuple(died.items()),
+            frozenset(ran), frozenset(cut), str(row.get("label") or _label(row)), bool(row.get("aside")),
         ))  # fmt: skip
     return kills
+
+
+def _kind(event: Mapping[str, Any]) -> str:
+    return "disk" if str(event.get("device", "")).startswith("disk") else "network"
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    component, fault = row.get("component", "?"), row.get("fault") or "kill"
+    return f"{component}" if fault == "kill" else f"{component}: {fault}"
 
 
 def bin_width(span_ns: int) -> int:

@@ -35,8 +35,13 @@ _RECORD = 8
 _CHUNK = 256
 
 
+class LedgerBroken(Exception):
+    """Somebody else wrote into the file: no death leaves it like that."""
+
+
 class Ledger:
-    """``fd`` stays the caller's. ``keep``: go on with what the file holds, if that is a ledger; else it begins empty.
+    """``fd`` stays the caller's. ``keep``: go on with what the file holds; if that is nothing yet, it begins empty.
+    Raises :class:`LedgerBroken`.
 
     The file is grown as needed, so it must not be sealed against that. ``half``: bytes of a new ledger's halves, a
     multiple of 4096.
@@ -45,7 +50,10 @@ class Ledger:
     def __init__(self, fd: int, *, keep: bool, half: int = HALF) -> None:
         self._fd = fd
         self._pack = msgpack.Packer(autoreset=True).pack
-        kept = keep and os.pread(fd, 8, 0) == _MAGIC.to_bytes(8, sys.byteorder)
+        magic = os.pread(fd, 8, 0)
+        kept = keep and magic == _MAGIC.to_bytes(8, sys.byteorder)
+        if keep and not kept and any(magic):
+            raise LedgerBroken("the ledger's header was overwritten")
         if not kept:
             os.ftruncate(fd, max(os.fstat(fd).st_size, _HEADER + 2 * half))
         self._map()
@@ -54,6 +62,8 @@ class Ledger:
         self._generation = self._header[_GENERATION]
         self._end, size = self._half(self._generation)
         self._limit = self._end + size
+        if self._end < _HEADER or self._limit > len(self._bytes) or self._end % 8:
+            raise LedgerBroken("the ledger's header says that it lies outside its file")
         for end, _ in self._records():
             self._end = end
         self._words[self._end >> 2] = 0

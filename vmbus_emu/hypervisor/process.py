@@ -145,7 +145,10 @@ class HypervisorProcess:
     # -- partitions ---------------------------------------------------------------------------------
 
     def _received(self, frames: list[zmq.Frame]) -> None:
-        vp = self._vps.get(peer_pid(frames[-1]))
+        pid = peer_pid(frames[-1])
+        if pid not in self._vps:  # the machine lets a process speak as soon as it has told us of it
+            self._node.lifeline.look()
+        vp = self._vps.get(pid)
         if vp is None or len(frames) != 2 or vp not in self._state.callers:
             self._strangers += 1
             return

@@ -6,13 +6,21 @@ An event is a mapping: ``n`` (a number, counting up), ``ns`` (``time.monotonic_n
 who saw it: all processes of a system share that clock), ``event``, and fields by the kind of event:
 
 ============ ======================================================================================================
-killed       ``component``, ``pid``, ``signal``: this machine was asked to, and sent it
-died         ``component``, ``carried``, ``pid``, ``incarnation``, ``signal``, ``exit_code``, ``reason``
+killed       ``component``, ``pid``, ``signal``: this machine was asked to, and sent it; ``at``: at that step, if any
+armed        ``component``, ``pid``, ``incarnation``, ``at``: it is to die when it comes to that step
+died         ``component``, ``carried``, ``pid``, ``incarnation``, ``signal``, ``exit_code``, ``reason``;
+             ``crash``: the file that is being written about it; ``host``: the process that lives on without it
+hung         ``component``, ``pid``, ``incarnation``, ``silent_ms``, ``reason``: it is being killed for not answering
 starting     ``component``, ``pid``, ``incarnation``, ``spare``: the replacement exists (``spare``: it had been waiting)
 ready        ``component``, ``pid``, ``incarnation``
 detached     ``component`` (a VM), ``device``: its channel is gone
 attached     ``component``, ``device``, ``resent``: it has a channel again, and sent so many requests anew
 given up     ``component``, ``device``: nothing will bring it back
+fault        ``component``, ``fault``: a driver has a lasting fault
+faults       ``component`` (``None``: all), ``fault`` (if it is only that one): lasting faults were taken away
+cleared
+draining     ``vms``, ``grace_s``, ``degraded_s``: the VMs are to shut down
+drained      ``component`` (a VM), ``how``, ``ms``, ``unflushed`` (:mod:`vmbus_emu.machine.drain`)
 rebooting    ``reason``; then ``up`` when it is
 halted       ``reason``
 ============ ======================================================================================================

@@ -9,11 +9,15 @@ from typing import Any
 
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
+from vmbus_emu.machine.beats import stands_still
 from vmbus_emu.machine.supervisor import Process
+from vmbus_emu.procfs import first_thread
 from vmbus_emu.task import DeadlinePassed, Future, within
 
 #: How long a process may take to answer before its figures are shown as unknown.
 DEADLINE_S = 0.5
+#: After this share of the deadline, who has not answered is looked at for the first time.
+FIRST_LOOK = 0.25
 
 
 class Figures:
@@ -23,23 +27,32 @@ class Figures:
         self._loop = loop
         self._numbers = itertools.count(1)
         self._rounds: dict[int, tuple[dict[str, Any], Future[None], set[str]]] = {}
+        #: Processes that were asked and did not answer in time, while they were stopped or slept; until they answer.
+        self.hung: set[str] = set()
 
     async def collect(self, processes: Mapping[str, Process]) -> dict[str, Any]:
         """Figures by component; those of a process that does not answer in time are missing."""
         number = next(self._numbers)
         collected: dict[str, Any] = {}
         complete: Future[None] = Future()
-        self._rounds[number] = (collected, complete, set(processes))
+        waiting = set(processes)
+        self._rounds[number] = (collected, complete, waiting)
         for process in processes.values():
             process.line.send({"t": "stats", "id": number})
         if processes:
-            with contextlib.suppress(DeadlinePassed):
-                await within(self._loop, DEADLINE_S, complete)
+            try:
+                await within(self._loop, FIRST_LOOK * DEADLINE_S, complete)
+            except DeadlinePassed:
+                before = {name: first_thread(processes[name].pid) for name in waiting}
+                with contextlib.suppress(DeadlinePassed):
+                    await within(self._loop, (1 - FIRST_LOOK) * DEADLINE_S, complete)
+                self.hung |= {name for name in waiting if stands_still(before[name], first_thread(processes[name].pid))}
         del self._rounds[number]
         return collected
 
     def arrived(self, name: str, number: int, figures: Mapping[str, Mapping[str, Any]]) -> None:
         """A process's answer to round ``number``, by component; a late or unasked one is dropped."""
+        self.hung.discard(name)
         asked = self._rounds.get(number)
         if asked is not None and name in asked[2]:
             collected, complete, waiting = asked

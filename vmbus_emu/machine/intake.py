@@ -21,6 +21,7 @@ _INT, _STR, _BYTES, _BOOL = (int,), (str,), (bytes,), (bool,)
 OWN: Mapping[str, Mapping[str, Fields]] = {
     "front": {
         "ready": {"component": _STR},
+        "beat": {"id": _INT},
         "request": {"client": _BYTES, "request": (dict,)},
         "client_gone": {"client": _BYTES},
     },
@@ -32,21 +33,29 @@ ANYBODY: Mapping[str, Fields] = {
     "not_started": {"component": _STR, "why": _STR},
     "component_died": {"component": _STR, "why": _STR},
     "good": {"component": _STR},
+    "beat": {"id": _INT},
     "device": {"component": _STR, "device": _STR, "what": _STR, "resent": _INT, "ns": _INT},
     "log": {"component": _STR, "text": _STR},
     "stats": {"id": _INT, "stats": (dict,)},
+    "shut_down": {"component": _STR, "unflushed": (list,)},
     "out": {"session": _INT, "stream": _INT, "data": _BYTES},
     "need": {"session": _INT, "chunks": _INT},
     "exit": {"session": _INT, "status": _INT},
 }
+#: It came to the step at which it was to die.
+_STRUCK: Fields = {"component": _STR, "at": _STR, "ns": _INT}
 #: Besides, from the process with this role.
 ROLES: Mapping[str, Mapping[str, Fields]] = {
     "hypervisor": {
+        "struck": _STRUCK,
         "bound": {"pid": _INT},
         "power_on": {"partition": _INT, "vp": _INT, "name": _STR},
         "power_off": {"pids": (list,)},
     },
-    **{role: {"lost": {"component": _STR, "vm": _STR, "device": _STR}} for role in ("parent", "storvsp", "netvsp")},
+    **{
+        role: {"lost": {"component": _STR, "vm": _STR, "device": _STR, "pid": _INT}, "struck": _STRUCK}
+        for role in ("parent", "storvsp", "netvsp")
+    },
 }
 #: Roles that may report that somebody else's component did not start.
 SPOKESMEN = frozenset(("management",))
@@ -57,17 +66,25 @@ REQUESTS: Mapping[str, Fields] = {
     "ps": {},
     "down": {},
     "watch": {"past": _BOOL},
-    "kill": {"component": _STR, "fault": _STR},
+    "kill": {"component": _STR, "fault": _STR, "at": _STR, "clear": _BOOL},
     "fault": {"component": _STR, "faults": (list,), "seconds": (int, float), "seed": _INT, "clear": _BOOL},
     "start": {"vm": _STR},
+    "drain": {"grace_s": (int, float)},
     "exec": {"vm": _STR, "argv": (list,)},
     "stdin": {"session": _INT, "data": _BYTES, "end": _BOOL},
     "credit": {"session": _INT, "chunks": _INT},
     "cancel": {"session": _INT},
 }
 
+#: Requests' fields that are a time in seconds: from 0 to a day.
+_TIMES = ("seconds", "grace_s")
+_LONGEST_S = 86400.0
 _MAX_INT = 1 << 63
 _MAX_COUNTERS = 64
+
+
+class Refused(Exception):
+    """``error, hint``: why a client's request is not carried out, and what to try."""
 
 
 def _fits(message: Mapping[str, Any], fields: Fields) -> bool:
@@ -99,6 +116,9 @@ def understood(request: Mapping[str, Any]) -> str:
     for name, types in fields.items():
         if name in request and type(request[name]) not in types:
             return f"{verb}: {name} must be {' or '.join(t.__name__ for t in types)}"
+    for name in _TIMES:
+        if name in fields and not 0 <= request.get(name, 0) <= _LONGEST_S:  # nor is NaN
+            return f"{verb}: {name} must be from 0 to {_LONGEST_S:.0f}"
     if verb == "exec" and not ("vm" in request and all(type(word) is str for word in request.get("argv", []))):
         return "exec: it takes a VM and words"
     if verb == "fault" and not all(type(one) is str for one in request.get("faults", [])):

@@ -13,7 +13,7 @@ from collections import deque
 
 ROTATE_BYTES = 1 << 20
 KEEP = 2
-_TAIL_LINES = 20
+_TAIL_LINES = 100
 _LONGEST_LINE = 8192
 
 
@@ -30,7 +30,7 @@ class LogFile:
         self._fd = -1
         self._size = 0
         self._partial = b""
-        #: The last lines, for the message that reports a death.
+        #: The last lines, for the message that reports a death: all of a traceback, usually.
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
     def write(self, data: bytes) -> None:

@@ -16,11 +16,15 @@ from vmbus_emu import placement
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine import intake
+from vmbus_emu.machine.beats import Beats
 from vmbus_emu.machine.consoles import VM_DIED, Consoles
+from vmbus_emu.machine.crashes import HOST_ROLES, Crashes, last_words
+from vmbus_emu.machine.drain import Drain
 from vmbus_emu.machine.events import Events
 from vmbus_emu.machine.figures import Figures, process_row
 from vmbus_emu.machine.media import Medium
 from vmbus_emu.machine.orders import Orders
+from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.machine.power import ROOT_PROCESSES, BootFailed, Power
 from vmbus_emu.machine.recovery import Recovery, describe
 from vmbus_emu.machine.shutdown import Shutdown
@@ -58,12 +62,20 @@ class Machine:
         self.supervisor = Supervisor(loop, topology.name, folder.path, self._received, self._exited)
         self.progress: Callable[[str, int, int], Any] = lambda component, done, total: None
         self.log = self.supervisor.log("machine").line
+        self._beats = Beats(
+            loop, self.supervisor, self._events, topology.hang_after_s, lambda name: self._carried(name)[0], self.log
+        )
         self._recovery = Recovery(
             loop, topology, self.supervisor, self._specs, self._events, self._new_power(), self._reboot, self.log
         )
-
+        self._crashes = Crashes(loop, folder.path / "crashes", topology.name, self.supervisor)
+        self._drain = Drain(
+            loop, {vm: self._hosts[vm] for vm in self._vms}, self._fallen,
+            policy_of(topology, self._specs["hypervisor"]) == "degraded", self.supervisor, self._recovery,
+            self._events, self._reply,
+        )  # fmt: skip
         self._orders = Orders(
-            loop, topology, self._specs, self.supervisor, self._recovery, self._events, self._reply
+            loop, topology, self._specs, self.supervisor, self._recovery, self._drain, self._events, self._reply
         )
 
     @property
@@ -77,6 +89,7 @@ class Machine:
 
     async def boot(self) -> None:
         """Bring everything up. Raises :class:`BootFailed`."""
+        self._beats.begin()
         await self._power.boot(self.progress)
         self._up()
 
@@ -85,6 +98,7 @@ class Machine:
         self.log("ready")
         self._events.emit("up")
         self._recovery.booted()
+        self._drain.up()
 
     def _reboot(self) -> Power:
         """Everything has ended: a fresh start, with the media as they are."""
@@ -96,6 +110,7 @@ class Machine:
                 future.result()
             except BootFailed as error:
                 self._recovery.boot_failed(str(error))
+                self._drain.stop(f"the VMs are drained, but the reboot failed: {error}", "it is tried again")
                 return
             self._up()
 
@@ -111,6 +126,7 @@ class Machine:
         if not intake.accepts(role, carried, message):
             self._refuse(process, message)
             return
+        self._beats.heard(process, message)
         match message["t"]:
             case "ready":
                 self._became_ready(message["component"])
@@ -118,9 +134,11 @@ class Machine:
                 self._recovery.good(message["component"])
             case "device":
                 self._device(message)
+            case "struck":
+                self._refused += not self._orders.armed.struck(process, message)
             case "lost":
                 guest = self.supervisor.running.get(message["vm"])
-                if guest is not None and message["vm"] in self._vms:
+                if guest is not None and message["vm"] in self._vms and guest.pid == message["pid"]:
                     guest.line.send({"t": "given_up", "names": [], "device": message["device"]})
             case "born":
                 asked = self.supervisor.born(process.name, message["name"], message["incarnation"], message["pid"])
@@ -133,6 +151,8 @@ class Machine:
                 self._power_off(message["pids"])
             case "component_died":
                 self._component_died(message["component"], message["why"])
+            case "shut_down":
+                self._drain.said(message["component"], message["unflushed"])
             case "log":
                 self.supervisor.log(message["component"]).line(message["text"])
             case "not_started":
@@ -165,6 +185,10 @@ class Machine:
         self._fallen[component] = why
         self.state = "degraded"
         self._not_started(component, why)
+        host = self.supervisor.processes[self._hosts[component]]
+        death = {**describe(host, [component]), "component": component, "host": host.name, "reason": why}
+        self._events.emit("died", **death)
+        self._drain.fell(component)
         self._consoles.vm_died(component, f"{component} died: {why}")
 
     def _not_started(self, component: str, why: str) -> None:
@@ -200,16 +224,24 @@ class Machine:
             self._front_restarts += 1
             self.loop.call_later(FRONT_DELAY_S, self._restart_front)
             return
-        tail = self.supervisor.log(process.name.removesuffix(SPARE)).tail
-        reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {tail[-1]}" if tail else "")
-        carried = sorted(self._names.get(process.name, ()))
-        self._events.emit("died", **describe(process, carried), reason=tail[-1] if tail else "")
+        said = last_words(self.supervisor.log(process.name.removesuffix(SPARE)).tail).reason
+        reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {said}" if said else "")
+        if not self._drain.shut_down(process):
+            carried = sorted(self._names.get(process.name, ()))
+            self._events.emit("died", **describe(process, carried), reason=said, **self._captured(process, carried))
         if process.name.endswith(SPARE):
             self._recovery.spare_died(process)
         elif process.name in self._specs:
             self._component_process_died(process, reason)
         else:
             self._zygote_died(process, reason)
+
+    def _captured(self, process: Process, carried: list[str]) -> Message:
+        """The name of the file with what a process of the host still said, unless the machine itself ends all."""
+        spec = self._specs.get(process.name)
+        if spec is None or spec.role not in HOST_ROLES or self._recovery.rebooting or self._power.off:
+            return {}
+        return {"crash": self._crashes.capture(process, carried)}
 
     def _zygote_died(self, process: Process, reason: str) -> None:
         role = next(role for role, name in placement.ZYGOTES.items() if name == process.name)
@@ -226,7 +258,8 @@ class Machine:
         self._power.cannot_boot(self._names[process.name], reason)
         self._tell_of_death(process)
         if self.state != "starting":
-            self._recovery.died(process)
+            if not self._drain.exited(process):
+                self._recovery.died(process)
             self._settle_state()
 
     def _settle_state(self) -> None:
@@ -236,6 +269,8 @@ class Machine:
         running = self.supervisor.running
         if self._recovery.rebooting:
             self.state = "rebooting"
+        elif self._drain.active:
+            self.state = "draining"
         elif self._vms and not any(self._hosts[vm] in running for vm in self._vms):
             self.state = "halted"
         elif self._fallen or self._recovery.restarting or not self._specs.keys() <= running.keys():
@@ -278,8 +313,9 @@ class Machine:
                 Task(self.loop, self._ps(client, number))
             case "watch":
                 self._events.watch(client, number, request.get("past", False))
-            case "kill" | "fault" | "start":
+            case "kill" | "fault" | "start" | "drain":
                 self._orders.carry_out(client, number, request)
+                self._settle_state()
             case "exec":
                 self._exec(client, number, request["vm"], request.get("argv", []))
             case "stdin" | "credit" | "cancel":
@@ -296,6 +332,8 @@ class Machine:
         ending = None
         if host is None:
             ending = "was never started"
+        elif vm in self._drain.off:
+            ending = "is off: it was shut down"
         elif not host.running:
             ending = f"is dead: {host.name} was {host.ending}"
         elif vm in self._fallen:
@@ -334,7 +372,10 @@ class Machine:
             for name, role in ((component.name, component.role) for component in spec.components):
                 ready = self._power.ready[name].done
                 row = process_row(name, role, spec.name, process, ready, stats.get(name, {}), now)
-                if name in self._fallen:
+                self._beats.show(row, process, spec.name in self._figures.hung)
+                if name in self._drain.off:
+                    row["state"] = "halted"
+                elif name in self._fallen:
                     row["state"] = "dead"
                 elif spec.name in self._recovery.restarting and row["state"] == "dead":
                     row["state"] = "restarting"
@@ -361,6 +402,8 @@ class Machine:
         if self._shutdown is None:
             self.state = "stopping"
             self._power.off = True
+            self._drain.stop("the machine is taken down")
+            self._beats.end()
             self._shutdown = Shutdown(self.loop, self.supervisor, self._phases(), report, self._gone)
             self._shutdown.begin()
         else:

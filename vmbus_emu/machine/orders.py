@@ -14,7 +14,11 @@ from vmbus_emu import faults, placement
 from vmbus_emu.faults import ENDING, LASTING, SIGNALS, Fault
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
+from vmbus_emu.machine.armed import Armed
+from vmbus_emu.machine.drain import DEFAULT_GRACE_S, Drain
 from vmbus_emu.machine.events import Events
+from vmbus_emu.machine.intake import Refused
+from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.machine.power import BootFailed
 from vmbus_emu.machine.recovery import Recovery
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
@@ -25,8 +29,24 @@ from vmbus_emu.topology.data import Topology
 Reply = Callable[[bytes, Message], Any]
 
 
-class Refused(Exception):
-    """``error, hint``: why an order is not carried out, and what to try."""
+class _Lasting:
+    """A lasting fault that is on. It ends with the process that has it."""
+
+    def __init__(self, component: str, fault: Fault, text: str, process: Process, seed: int, seconds: float) -> None:
+        self.component = component
+        self.kind = fault.name
+        self.process = process
+        self._text = text
+        self._seed = seed
+        self._ends = time.monotonic() + seconds if seconds else None
+
+    def describe(self) -> Message:
+        """For a reply. ``left_s``: when it is cleared; ``None``: not by itself."""
+        left = None if self._ends is None else round(max(0.0, self._ends - time.monotonic()), 3)
+        return {
+            "component": self.component, "fault": self._text, "host": self.process.name, "pid": self.process.pid,
+            "incarnation": self.process.incarnation, "seed": self._seed, "left_s": left,
+        }  # fmt: skip
 
 
 class Orders:
@@ -34,25 +54,32 @@ class Orders:
 
     def __init__(
         self, loop: Loop, topology: Topology, specs: Mapping[str, ProcessSpec], supervisor: Supervisor,
-        recovery: Recovery, events: Events, reply: Reply,
+        recovery: Recovery, drain: Drain, events: Events, reply: Reply,
     ) -> None:
         self._loop = loop
         self._arch = topology.arch
+        self._degraded = policy_of(topology, specs["hypervisor"]) == "degraded"
         self._vms = [vm.name for vm in topology.vms]
         self._supervisor = supervisor
         self._recovery = recovery
+        self._drain = drain
+        self._lasting: list[_Lasting] = []
         self._events = events
         self._reply = reply
         self._components = {c.name: (spec.name, c.role) for spec in specs.values() for c in spec.components}
+        self.armed = Armed(topology, specs, supervisor, recovery, events)
 
     def carry_out(self, client: bytes, number: int, request: Message) -> None:
-        """``kill``, ``fault`` or ``start``, which :func:`vmbus_emu.machine.intake.understood` has looked at."""
+        """``kill``, ``fault``, ``start`` or ``drain``; :func:`vmbus_emu.machine.intake.understood` has looked at it."""
         try:
             match request["verb"]:
                 case "kill":
-                    answer: Message = {"killed": self._kill(request.get("component", ""), request.get("fault", "kill"))}
+                    answer: Message = {"killed": self._kill(request)}
                 case "fault":
                     answer = {"faults": self._fault(request)}
+                case "drain":
+                    self._drain.begin(client, number, request.get("grace_s", DEFAULT_GRACE_S))
+                    return
                 case _:
                     self._start(client, number, request.get("vm", ""))
                     return
@@ -64,9 +91,15 @@ class Orders:
 
     # -- kill -----------------------------------------------------------------------------------------
 
-    def _kill(self, component: str, text: str) -> Message:
+    def _kill(self, request: Message) -> Message:
+        component, text = request.get("component", ""), request.get("fault", "kill")
         fault = _parsed(text)
         process, host = self._fitting(component, fault)
+        if request.get("clear"):
+            self.armed.disarm(host)
+            return {}
+        if request.get("at"):
+            return self.armed.arm(component, process, fault.name, request["at"])
         if fault.name not in ENDING:
             raise Refused(f"{fault.name} ends nothing", f"vmbus-emu fault {component} {text}")
         told: Message = {
@@ -102,31 +135,54 @@ class Orders:
     # -- fault ----------------------------------------------------------------------------------------
 
     def _fault(self, request: Message) -> list[Message]:
-        """Give drivers a lasting fault, or take all away."""
+        """Give drivers lasting faults, or take some or all away; the ones that are on afterwards."""
+        component = request.get("component", "")
         if request.get("clear"):
-            named = request.get("component")
-            clear: Message = {"t": "fault", "clear": True} | ({"components": [named]} if named else {})
-            carriers = {host for host, role in self._components.values() if role in placement.VSPS}
-            for host in carriers:
-                process = self._supervisor.processes.get(host)
-                if process is not None and process.running:
-                    process.line.send(clear)
-            self._events.emit("faults cleared", component=named)
-            return []
-        component, duration = request.get("component", ""), request.get("seconds", 0)
-        done = []
-        for text in request.get("faults", []):
-            fault = _parsed(text)
-            if fault.name not in LASTING:
-                raise Refused(f"{fault.name} does not last", f"vmbus-emu kill {component} --fault {fault.name}")
-            process, _ = self._fitting(component, fault)
-            order = {"t": "fault", "fault": fault.name, "components": [component]}
-            process.line.send({**order, "value": fault.value, "seed": request.get("seed", 0)})
-            if duration:
-                self._loop.call_later(duration, process.line.send, {**order, "clear": True})
-            done.append({"component": component, "fault": text, "pid": process.pid})
-            self._events.emit("fault", component=component, fault=text)
-        return done
+            self._clear(component)
+        else:
+            chosen = [self._chosen(component, text) for text in request.get("faults", ())]  # all of them, or none
+            for text, fault, process in chosen:
+                self._give(component, text, fault, process, request.get("seconds", 0), request.get("seed", 0))
+        return [one.describe() for one in self._on()]
+
+    def _on(self) -> list[_Lasting]:
+        self._lasting = [one for one in self._lasting if one.process.running]
+        return self._lasting
+
+    def _chosen(self, component: str, text: str) -> tuple[str, Fault, Process]:
+        fault = _parsed(text)
+        if fault.name not in LASTING:
+            raise Refused(
+                f"{fault.name} does not last, it strikes once", f"vmbus-emu kill {component} --fault {fault.name}"
+            )
+        return text, fault, self._fitting(component, fault)[0]
+
+    def _give(self, component: str, text: str, fault: Fault, process: Process, seconds: float, seed: int) -> None:
+        order = {"t": "fault", "fault": fault.name, "components": [component]}
+        process.line.send({**order, "value": fault.value, "seed": seed})
+        given = _Lasting(component, fault, text, process, seed, seconds)
+        # A second fault of a kind takes the place of the first, in the driver too.
+        self._lasting = [one for one in self._on() if (one.component, one.kind) != (component, fault.name)] + [given]
+        if seconds:
+            self._loop.call_later(seconds, self._expire, given, {**order, "clear": True})
+        self._events.emit("fault", component=component, fault=text)
+
+    def _expire(self, given: _Lasting, order: Message) -> None:
+        if given in self._on():
+            self._lasting.remove(given)
+            given.process.line.send(order)
+            self._events.emit("faults cleared", component=given.component, fault=given.kind)
+
+    def _clear(self, component: str) -> None:
+        if component and component not in self._components:
+            raise Refused(f"there is no component {component!r}", f"there are {', '.join(self._components)}")
+        named = {"components": [component]} if component else {}
+        for host in sorted({host for host, role in self._components.values() if role in placement.VSPS}):
+            process = self._supervisor.processes.get(host)
+            if process is not None and process.running:
+                process.line.send({"t": "fault", "clear": True, **named})
+        self._lasting = [one for one in self._on() if component and one.component != component]
+        self._events.emit("faults cleared", component=component or None)
 
     # -- start ----------------------------------------------------------------------------------------
 
@@ -135,14 +191,21 @@ class Orders:
         if vm not in self._vms:
             raise Refused(f"there is no VM {vm!r}", f"the VMs are {', '.join(self._vms) or 'none'}")
         if self._components[vm][0] != vm:
-            raise Refused(f"{vm} is a thread of the monolith", "vmbus-emu down and up start it again")
+            raise Refused(f"{vm} is a thread of the monolith", "vmbus-emu drain reboots all, and starts it again")
+        if self._drain.active:
+            raise Refused("the machine is being drained", f"{vm} boots again at the end of it")
         if vm in running or vm in self._recovery.restarting:
             raise Refused(f"{vm} is running already", "vmbus-emu ps shows its state")
-        if not {"hypervisor", "management"} <= running.keys():
+        if "hypervisor" not in running and self._degraded and not self._recovery.rebooting:
+            raise Refused(
+                f"{vm} cannot be started: the hypervisor is dead, and policy degraded replaces it by none",
+                "vmbus-emu drain shuts the VMs down in order and reboots",
+            )
+        if not {"hypervisor", "management"} <= running.keys() | self._recovery.restarting:
             raise Refused(
                 f"{vm} cannot be started without hypervisor and management", "vmbus-emu ps shows which is dead"
             )
-        self._recovery.start_vm(vm)
+        self._recovery.ordered(vm)
         self._recovery.power.ready[vm].then(lambda future: self._started(client, number, vm, future))
 
     def _started(self, client: bytes, number: int, vm: str, future: Future[None]) -> None:

@@ -4,6 +4,7 @@
 restart   a new incarnation, forked when the old one is gone
 standby   the same, from a spare that was started and given its configuration before
 halt      dead stays dead; who needs it is told that it will not come back
+recover   the hypervisor's next incarnation goes on with the tables of the one before, under running VMs
 reboot    the machine ends all its processes and powers on again
 degraded  the hypervisor is not replaced, and everything else goes on without it
 ========= ====================================================================================================
@@ -18,6 +19,8 @@ from vmbus_emu.topology.data import DEFAULT_POLICY, Topology
 #: been good for anything. The first one is replaced at once.
 FIRST_DELAY_S = 0.01
 LAST_DELAY_S = 1.0
+#: Hypervisors in a row that do not get as far as listening, before the machine reboots: their ledger is at fault.
+MOST_TAKEOVERS = 3
 
 
 def policy_of(topology: Topology, spec: ProcessSpec) -> str:
@@ -39,6 +42,10 @@ class Backoff:
     def good(self, name: str) -> None:
         """The incarnation that runs now has done what it is for, at least once."""
         self._failures.pop(name, None)
+
+    def failures(self, name: str) -> int:
+        """How many incarnations in a row have been good for nothing."""
+        return self._failures.get(name, 0)
 
     def died(self, name: str) -> float:
         """One died; the delay in seconds before the next."""

@@ -7,20 +7,21 @@ the hypervisor asked for it (StartVirtualProcessor).
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vmbus_emu import lifeline, placement
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
+from vmbus_emu.machine.identities import Identities
 from vmbus_emu.machine.media import Medium
+from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 from vmbus_emu.placement import ProcessSpec
 from vmbus_emu.protocol import hypercall as hv
-from vmbus_emu.protocol.hypercall import PAGE
 from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.task import DeadlinePassed, Future, Task, within
 from vmbus_emu.topology.data import Topology
@@ -32,10 +33,6 @@ _ROOT_VPS = {"parent": 0, "management": 1}
 ROOT_PROCESSES = tuple(_ROOT_VPS)
 #: Seconds after a recovery before the next spare is made: it would take CPU from guests that are served again only now.
 SPARE_AFTER_S = 0.02
-
-#: Two partitions map a region of I/O memory. Could one of them cut its file short, the other would die of SIGBUS at
-#: its next access: so the size is final, and nobody can add or take a seal.
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 Progress = Callable[[str, int, int], Any]
 
@@ -62,16 +59,18 @@ class Power:
         self._media = media
         self._supervisor = supervisor
         self._specs = specs
-        self._vms = {vm.name: vm for vm in topology.vms}
-        self._bound: dict[int, Future[bool]] = {}
+        recovers = policy_of(topology, specs["hypervisor"]) == "recover"
+        self._identities = Identities(topology, supervisor, recovers)
         self._places: dict[str, tuple[int, int]] = {}       # partition and VP of each component's process
-        self._memory: dict[str, list[int]] = {}
+        self._bearing: set[tuple[int, int]] = set()
         self._spares: dict[str, tuple[Process, socket.socket]] = {}
         self._front_ready: Future[None] = Future()
         self._booted = False
         self.zygotes: dict[str, Future[None]] = {}
         #: Component -> settled when it is ready, or cannot become it.
         self.ready: dict[str, Future[None]] = {c.name: Future() for spec in specs.values() for c in spec.components}
+        #: Component -> the step at which its next process is to die, as that is told (:mod:`vmbus_emu.trap`).
+        self.crash_at: dict[str, Message] = {}
         #: Set while powering off: nothing starts any more.
         self.off = False
         #: Called with each process that the hypervisor asked for.
@@ -93,7 +92,7 @@ class Power:
         hypervisor = self._specs["hypervisor"]
         process = self._supervisor.spawn("hypervisor", hypervisor.entry)
         self._send_media(process, hypervisor)
-        process.line.send({"t": "start", "config": self._config(hypervisor)})
+        self._identities.start(process, self._config(hypervisor))
         if "front" in self._supervisor.running:
             self._front_ready.resolve(None)
         else:
@@ -127,22 +126,23 @@ class Power:
         return Task(self._loop, self._give_birth(spec, spare), watched=True)
 
     async def _give_birth(self, spec: ProcessSpec, spare: bool) -> tuple[Process, socket.socket] | None:
-        zygote = placement.ZYGOTES.get(spec.role)
+        zygote = placement.zygotes(self._topology).get(spec.role)
         near, far = lifeline.pair()
         if zygote is None:
             return self._supervisor.spawn(spec.name, spec.entry, far, spare), near
         await self.zygotes[zygote]
         mother = self._supervisor.processes[zygote]
         process = await self._supervisor.spawn_from(mother, spec.name, spec.entry, far, spare)
-        if process is None:
+        if process is not None and self.off:  # all were ended while this one was being born
+            self._supervisor.kill(process)
+        if process is None or self.off:
             near.close()
             return None
         return process, near
 
     def _start_zygotes(self) -> None:
-        for role, name in placement.ZYGOTES.items():
-            if any(spec.role == role for spec in self._specs.values()):
-                self.start_zygote(role, name)
+        for role, name in placement.zygotes(self._topology).items():
+            self.start_zygote(role, name)
 
     def start_zygote(self, role: str, name: str) -> None:
         process = self._supervisor.spawn(name, placement.ZYGOTE_ENTRY)
@@ -150,12 +150,19 @@ class Power:
         spec = next(spec for spec in self._specs.values() if spec.role == role)
         process.line.send({"t": "start", "config": {"entries": placement.preloaded(self._topology, spec)}})
 
-    async def _install(self, kind: str, spec: ProcessSpec, process: Process, descriptors: socket.socket) -> bool:
-        """Give a process its identity, and then its configuration: it must have the one before it speaks."""
-        bound = self._announce(kind, process, *self._places[spec.name], descriptors)
+    async def _install(
+        self, kind: str, spec: ProcessSpec, process: Process, descriptors: socket.socket, prepared: bool = False
+    ) -> bool:
+        """Give a process its identity, and then its configuration. The hypervisor looks at what we have sent it before
+        it calls somebody a stranger, so once its word is on its way the process may speak."""
+        bound = self._identities.announce(kind, process, *self._places[spec.name], descriptors)
+        early = self._identities.announced and not bound.done
+        if early:
+            self._start(process, spec, prepared)
         if not await bound:
             return False
-        self._start(process, spec)
+        if not early:
+            self._start(process, spec, prepared)
         return True
 
     # -- and again ------------------------------------------------------------------------------------
@@ -164,14 +171,26 @@ class Power:
         """A new process in the place of one that is dead and reaped; ``None`` if it did not get that far."""
         for component in spec.components:
             self.ready[component.name] = Future()
-        born = self._spares.pop(spec.name, None)
-        if born is not None:
-            self._supervisor.promote(born[0])
-        else:
-            born = await self._born(spec)
+        spare = self._spares.pop(spec.name, None)
+        if spare is not None and spare[0].incarnation < self._supervisor.processes[spec.name].incarnation:
+            # It was asked for before the one that died. Who has spoken with that one listens to no earlier incarnation.
+            self._supervisor.kill(spare[0])
+            spare[1].close()
+            spare = None
+        if spare is not None:
+            self._supervisor.promote(spare[0])
+        born = spare or await self._born(spec)
         if born is None or self.off:
             return None
-        return born[0] if await self._install("bind", spec, *born) else None
+        if spec.role == "hypervisor":  # it needs no identity: it gives them
+            born[1].close()
+            self._identities.start(born[0], self._config(spec))
+            return born[0]
+        return born[0] if await self._install("bind", spec, *born, spare is not None) else None
+
+    def hypervisor_is_back(self) -> None:
+        """It listens again: whoever has a virtual processor is told where."""
+        self._identities.tell({"t": "hypervisor", "socket": self._hypervisor_socket()})
 
     async def keep_spare(self, spec: ProcessSpec) -> None:
         """Have a process wait, with its code, its media and its devices, for the place of ``spec``."""
@@ -190,13 +209,10 @@ class Power:
 
     def exited(self, process: Process) -> None:
         """A process was reaped: nobody waits for it any more."""
-        bound = self._bound.pop(process.pid, None)
-        if bound is not None:
-            bound.resolve(False)
-        if process.name == "hypervisor":  # it will not answer any more
-            for bound in self._bound.values():
-                bound.resolve(False)
-            self._bound.clear()
+        self._identities.exited(process)
+        if process.name == "hypervisor":
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._folder.socket(f"hv-{process.incarnation}.sock"))
         name = process.name.removesuffix(SPARE)
         spare = self._spares.get(name)
         if spare is not None and spare[0] is process:
@@ -204,8 +220,9 @@ class Power:
             del self._spares[name]
 
     def renew(self, name: str) -> None:
-        """Component ``name`` is about to start again."""
-        self.ready[name] = Future()
+        """Component ``name`` is about to start again; who waits already for that goes on waiting."""
+        if self.ready[name].done:
+            self.ready[name] = Future()
 
     def place(self, name: str) -> int:
         """The partition that a component's process is, or was last, in; 0: none yet."""
@@ -220,40 +237,12 @@ class Power:
             if partition != hv.PARTITION_ROOT and (name in alive or name in placement.VSPS)
         ]
 
-    def _announce(
-        self, kind: str, process: Process, partition: int, vp: int, descriptors: socket.socket
-    ) -> Future[bool]:
-        """Tell the hypervisor which process stands in for which VP, with its descriptor socket and I/O memory."""
-        bound: Future[bool] = Future()
-        if not process.running or "hypervisor" not in self._supervisor.running:
-            bound.resolve(False)
-            descriptors.close()
-            return bound
-        self._bound[process.pid] = bound
-        message: Message = {"t": kind, "partition": partition, "vp": vp, "pid": process.pid}
-        files = self._io_memory(process.name)
-        if files:
-            regions = placement.io_memory(self._vms[process.name])
-            message["memory"] = [{"gpa": region["gpa"], "pages": region["pages"]} for region in regions]
-        self._supervisor.processes["hypervisor"].line.send(message, [descriptors.fileno(), *files])
-        descriptors.close()
-        return bound
-
-    def _io_memory(self, name: str) -> Sequence[int]:
-        """The memory files behind the regions of a VM's I/O memory, the same ones over its restarts; none for any
-        other process, and none on a transport that shares no memory."""
-        if name not in self._vms or self._topology.transport != "ring":
-            return ()
-        if name not in self._memory:
-            self._memory[name] = [
-                _memory_file(f"{name}.{region['vsp']}", region["pages"] * PAGE)
-                for region in placement.io_memory(self._vms[name])
-            ]
-        return self._memory[name]
-
-    def _start(self, process: Process, spec: ProcessSpec) -> None:
-        self._send_media(process, spec)
-        process.line.send({"t": "start", "config": self._config(spec)}, self._io_memory(spec.name))
+    def _start(self, process: Process, spec: ProcessSpec, prepared: bool) -> None:
+        if not prepared:
+            self._send_media(process, spec)
+        if spec.name in self.crash_at:
+            process.line.send(self.crash_at.pop(spec.name))
+        process.line.send({"t": "start", "config": self._config(spec)}, self._identities.io_memory(spec.name))
 
     def _send_media(self, process: Process, spec: ProcessSpec) -> None:
         if any(component.role == "storvsp" for component in spec.components):
@@ -262,32 +251,42 @@ class Power:
                 process.line.send({"t": "medium", "name": medium.name, "info": medium.describe()}, fds)
 
     def _config(self, spec: ProcessSpec) -> Message:
-        incarnation = self._supervisor.processes["hypervisor"].incarnation
-        socket_path = self._folder.socket(f"hv-{incarnation}.sock")
-        config = placement.configuration(self._topology, spec, socket_path, str(self._folder.sockets))
+        config = placement.configuration(
+            self._topology, spec, self._hypervisor_socket(), str(self._folder.sockets)
+        )
+        config["hypervisor_recovers"] = self._identities.recovers
         config["running"] = self._running() if self._booted else []
         if self._booted:
             config["partitions"] = []  # management's to bring up: all of it is there
         return config
 
+    def _hypervisor_socket(self) -> str:
+        incarnation = self._supervisor.processes["hypervisor"].incarnation
+        return self._folder.socket(f"hv-{incarnation}.sock")
+
     def power_on_partition(self, message: Message) -> None:
-        name = message["name"]
+        """The hypervisor wants a process for a partition; one that came back may ask again for what is under way."""
+        name, place = message["name"], (message["partition"], message["vp"])
         spec = self._specs.get(name)
-        running = self._supervisor.running
-        if spec is None or name in running or self.off:
-            self._cannot_power_on(message["partition"], message["vp"])
+        runs = name in self._supervisor.running
+        if place in self._bearing or (runs and self._places.get(name) == place):
             return
-        Task(self._loop, self._bear(spec, message["partition"], message["vp"]))
+        if spec is None or runs or self.off:
+            self._cannot_power_on(*place)
+            return
+        Task(self._loop, self._bear(spec, *place))
 
     def _cannot_power_on(self, partition: int, vp: int) -> None:
         hypervisor = self._supervisor.processes["hypervisor"]
         hypervisor.line.send({"t": "powered", "partition": partition, "vp": vp, "pid": None})
 
     async def _bear(self, spec: ProcessSpec, partition: int, vp: int) -> None:
+        self._bearing.add((partition, vp))
         try:
             born = await self._born(spec)
         except BootFailed:
             born = None
+        self._bearing.discard((partition, vp))
         if born is None:
             self._cannot_power_on(partition, vp)
             return
@@ -299,9 +298,7 @@ class Power:
 
     def bound(self, pid: int) -> None:
         """The hypervisor knows process ``pid`` now."""
-        bound = self._bound.pop(pid, None)
-        if bound is not None:
-            bound.resolve(True)
+        self._identities.bound(pid)
 
     def became_ready(self, component: str) -> None:
         if component == "front":
@@ -316,9 +313,6 @@ class Power:
         for component in components:
             self.ready[component].reject(BootFailed(reason))
 
-
-def _memory_file(name: str, size: int) -> int:
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    return fd
+    def close(self) -> None:
+        """Every process has ended, and this object starts none any more."""
+        self._identities.close()

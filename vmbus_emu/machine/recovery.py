@@ -14,7 +14,7 @@ from vmbus_emu import placement
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine.events import Events
-from vmbus_emu.machine.policy import FIRST_DELAY_S, Backoff, policy_of
+from vmbus_emu.machine.policy import FIRST_DELAY_S, MOST_TAKEOVERS, Backoff, policy_of
 from vmbus_emu.machine.power import SPARE_AFTER_S, BootFailed, Power
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 from vmbus_emu.placement import ProcessSpec
@@ -47,6 +47,8 @@ class Recovery:
         self._started: dict[str, Process] = {}
         self.rebooting = False
         self._given_up: set[str] = set()
+        #: VMs that are to start when management is there again.
+        self._held: list[ProcessSpec] = []
 
     def booted(self) -> None:
         """Everything is up: now there is time for spares."""
@@ -70,7 +72,10 @@ class Recovery:
         if process is not None and process.running:
             del self._started[component]
             self.restarting.discard(component)
+            if component == "hypervisor":
+                self.power.hypervisor_is_back()
             self._events.emit("ready", component=component, pid=process.pid, incarnation=process.incarnation)
+            self._start_held()
             if component not in _SERVES:
                 self._backoff.good(component)
             if policy_of(self._topology, self._specs[component]) == "standby":
@@ -80,6 +85,9 @@ class Recovery:
 
     def spare_died(self, process: Process) -> None:
         """The replacement in waiting died; who has its place is not touched by that."""
+        if self.rebooting:
+            self.process_ended()
+            return
         spec = self._specs[process.name.removesuffix(SPARE)]
         self._loop.call_later(self._spare_backoff.died(spec.name) + SPARE_AFTER_S, self._spare, spec)
 
@@ -92,11 +100,15 @@ class Recovery:
         policy = policy_of(self._topology, spec)
         self._started.pop(process.name, None)
         self.restarting.discard(process.name)
+        if process.name == "management":
+            self._hold_vms()
         if self.rebooting:
             self.process_ended()
         elif policy == "reboot":
             self.reboot(f"{process.name} was {process.ending}")
-        elif policy in ("restart", "standby") and self._can_be_replaced(spec):
+        elif policy == "recover" and self._backoff.failures(spec.name) >= MOST_TAKEOVERS:
+            self.reboot(f"{MOST_TAKEOVERS} hypervisors in a row could not take over, the last was {process.ending}")
+        elif policy in ("restart", "standby", "recover") and self._can_be_replaced(spec):
             self.restarting.add(spec.name)
             delay = self._backoff.died(spec.name)
             if delay:
@@ -110,9 +122,15 @@ class Recovery:
             self._give_up(spec)
 
     def _can_be_replaced(self, spec: ProcessSpec) -> bool:
-        """Whether there is a hypervisor to give the replacement its place, and for a VM, management to ask for it."""
-        needed = {"hypervisor"} | ({"management"} if spec.role == "child" else set())
-        return needed <= set(self._supervisor.running)
+        """Whether there is, or will be again, a hypervisor to give the replacement its place, and for a VM, management
+        to ask for it."""
+        return self._needed_by(spec) <= self._supervisor.running.keys() | self.restarting
+
+    @staticmethod
+    def _needed_by(spec: ProcessSpec) -> set[str]:
+        if spec.role == "hypervisor":
+            return set()
+        return {"hypervisor", "management"} if spec.role == "child" else {"hypervisor"}
 
     def _restart(self, spec: ProcessSpec) -> None:
         if self.rebooting or self.power.off:
@@ -120,10 +138,24 @@ class Recovery:
         if not self._can_be_replaced(spec):
             self.restarting.discard(spec.name)
             self._give_up(spec)
-        elif spec.role == "child":
-            self.start_vm(spec.name)
-        else:
+        elif spec.role != "child":
             Task(self._loop, self._revive(spec))
+        elif "management" in self._supervisor.running:
+            self._start_vm(spec.name)
+        else:
+            self._held.append(spec)
+
+    def _start_held(self) -> None:
+        held, self._held = self._held, []
+        for spec in held:
+            if spec.name in self.restarting:
+                self._restart(spec)
+
+    def _hold_vms(self) -> None:
+        """Management died: what it was asked for and had not done, its next incarnation is asked for."""
+        for name in sorted(self.restarting - self._started.keys()):
+            if self._specs[name].role == "child" and self._specs[name] not in self._held:
+                self._held.append(self._specs[name])
 
     async def _revive(self, spec: ProcessSpec) -> None:
         spare = spec.name + SPARE in self._supervisor.running
@@ -142,10 +174,15 @@ class Recovery:
             "starting", component=spec.name, pid=process.pid, incarnation=process.incarnation, spare=spare
         )
 
-    def start_vm(self, name: str) -> None:
-        """Ask management for a new partition in the place of a VM's dead one."""
+    def ordered(self, name: str) -> None:
+        """Somebody wants a dead VM to run again."""
         self.power.renew(name)
         self.restarting.add(name)
+        self._restart(self._specs[name])
+
+    def _start_vm(self, name: str) -> None:
+        """Ask management for a new partition in the place of a VM's dead one."""
+        self.power.renew(name)
         message = {"t": "start_partition", "name": name, "kind": "child", "old": self.power.place(name)}
         self._supervisor.processes["management"].line.send(message)
 
@@ -161,6 +198,9 @@ class Recovery:
 
     def _give_up(self, spec: ProcessSpec) -> None:
         """Nothing brings it back: whoever waits for its devices is told."""
+        if spec.role == "hypervisor":
+            for name in self._specs.keys() & self._supervisor.running.keys():
+                self._supervisor.processes[name].line.send({"t": "hypervisor_gone"})
         names = [one.name for one in spec.components if one.name in placement.VSPS]
         if spec.role == "parent" and "hypervisor" in self._supervisor.running:
             names = list(placement.VSPS)  # it has told the guests that all channels are gone; none will be offered
@@ -183,6 +223,7 @@ class Recovery:
         self._say(f"rebooting: {reason}")
         self._events.emit("rebooting", reason=reason)
         self.rebooting = True
+        self._given_up.clear()  # before the first guest of the next boot is told
         self._end_all()
         self.process_ended()
 
@@ -201,6 +242,7 @@ class Recovery:
         self.power.off = True
         self.restarting.clear()
         self._started.clear()
+        self._held.clear()
         for process in self._supervisor.running.values():
             if process.name != "front":
                 self._supervisor.kill(process)
@@ -208,6 +250,8 @@ class Recovery:
     def process_ended(self) -> None:
         """Of a machine that reboots: one process less to wait for."""
         if self.power.off and not set(self._supervisor.running) - {"front"}:
+            self.power.close()
+            self._backoff.good("hypervisor")
             self.power = self._boot()
 
     def _halt(self, reason: str) -> None:

@@ -25,6 +25,8 @@ from vmbus_emu.task import Future
 
 #: The largest message in memory that the machine reads from a process; the figures of 1,000 guests need 1 MB.
 MAX_IN_MEMORY = 32 << 20
+#: Of a dead process's log, so many pieces of 64 KiB are still waited for: a pipe holds no more than a MiB.
+_LAST_READS = 16
 #: What the name of a process ends with that waits to take another one's place. No VM's name has a dot.
 SPARE = ".spare"
 
@@ -78,6 +80,8 @@ class Supervisor:
         self._on_exit = on_exit
         self._incarnations: dict[str, int] = {}
         self._logs: dict[str, LogFile] = {}
+        #: By name and incarnation: reads on what a process wrote to its log; whether there was anything.
+        self._pipes: dict[tuple[str, int], Callable[[], bool]] = {}
         #: By zygote, name and incarnation.
         self._unborn: dict[
             tuple[str, str, int], tuple[node.Birth, socket.socket, bool, Future[Process | None]]
@@ -129,6 +133,10 @@ class Supervisor:
         born.resolve(self._register(birth, pid, near, spare))
         return True
 
+    def awaits(self, zygote: str) -> bool:
+        """Whether that zygote was asked for a process, and has not answered."""
+        return any(key[0] == zygote for key in self._unborn)
+
     def stillborn(self, zygote: str) -> None:
         """That zygote is dead: it bears nobody any more."""
         for key in [key for key in self._unborn if key[0] == zygote]:
@@ -147,7 +155,7 @@ class Supervisor:
         incarnation = self._incarnations[name] = self._incarnations.get(name, 0) + 1
         near, far = lifeline.pair()
         reading, writing = os.pipe2(os.O_CLOEXEC)
-        self._follow(reading, self.log(name))
+        self._follow(reading, name, incarnation)
         return node.Birth(self._machine, name, entry, str(self._folder), incarnation, os.getpid()), near, far, writing
 
     def _register(self, birth: node.Birth, pid: int, near: socket.socket, spare: bool) -> Process:
@@ -164,22 +172,26 @@ class Supervisor:
         self._loop.watch(pidfd, lambda events: self._reap(process))
         return process
 
-    def _follow(self, reading: int, log: LogFile) -> None:
+    def _follow(self, reading: int, name: str, incarnation: int) -> None:
         os.set_blocking(reading, False)
+        log = self.log(name)
 
-        def readable(events: int) -> None:
+        def read() -> bool:
             try:
                 data = os.read(reading, 65536)
             except BlockingIOError:
-                return
+                return False
             if data:
                 log.write(data)
-            else:
-                self._loop.unwatch(reading)
-                os.close(reading)
-                log.end_of_stream()
+                return True
+            self._pipes.pop((name, incarnation), None)
+            self._loop.unwatch(reading)
+            os.close(reading)
+            log.end_of_stream()
+            return False
 
-        self._loop.watch(reading, readable)
+        self._pipes[name, incarnation] = read
+        self._loop.watch(reading, lambda events: read())
 
     def _reap(self, process: Process) -> None:
         try:
@@ -192,6 +204,10 @@ class Supervisor:
             process.exit_code = result.si_status if result is not None else 0
         else:
             process.signal = signal_name(result.si_status)
+        read = self._pipes.get((process.name.removesuffix(SPARE), process.incarnation))
+        for _ in range(_LAST_READS):  # the pipe's whole buffer; somebody else may hold that end, and still write
+            if read is None or not read():
+                break
         process.line.drain()  # its last words may have come after we last looked
         self._on_exit(process)
 

@@ -19,6 +19,9 @@ TRANSPORTS = ("zmq", "ring")
 #: How an end of a ring waits for the other: sleep at once, spin within a budget that hits and misses move, always spin.
 POLLS = ("never", "adaptive", "always")
 DEFAULT_POLL = "adaptive"
+#: Seconds of silence by which a process that hangs is replaced, by default, at least and at most; 0 is never.
+DEFAULT_HANG_AFTER_S = 0.5
+MIN_HANG_AFTER_S, MAX_HANG_AFTER_S = 0.05, 3600.0
 #: What a death may lead to (design: who keeps what, and what its death means).
 POLICIES = ("restart", "standby", "halt", "reboot", "degraded", "recover")
 #: Who can have a policy: the roles that ``ps`` shows and that can be started anew, and the one process of the monolith.
@@ -27,7 +30,7 @@ POLICY_ROLES = (
 )
 #: Which of them fit a role, the default first (docs/architecture.md says why not the others).
 POLICIES_OF: Mapping[str, tuple[str, ...]] = {
-    "hypervisor": ("reboot", "halt", "degraded"),
+    "hypervisor": ("reboot", "recover", "halt", "degraded"),
     "monolith": ("reboot", "halt"),
     "parent": ("restart", "standby", "halt"),
     "management": ("restart", "halt"),
@@ -72,6 +75,9 @@ _UNITS = {
     "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40, "pib": 1 << 50,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "pb": 10**15,
 }
+_TIME = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(us|ms|s|m|min)\s*\Z")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0}
+HANG_AFTER_RULE = 'give a time from "50ms" to "60m", or "never"'
 SIZE_RULE = 'a size is bytes or a text like "64MiB" or "1TiB" ("16MB" is decimal)'
 
 
@@ -89,6 +95,15 @@ def parse_size(value: object) -> int | None:
     match = _SIZE.match(value) if isinstance(value, str) else None
     unit = _UNITS.get(match[2].lower()) if match else None
     return None if match is None or unit is None else int(match[1]) * unit
+
+
+def parse_hang_after(value: object) -> float | None:
+    """Seconds of a time such as ``"500ms"`` within the bounds; 0 of ``"never"``, ``"0"`` or ``0``; else ``None``."""
+    if value in ("never", "0") or (type(value) is int and value == 0):
+        return 0.0
+    match = _TIME.match(value) if isinstance(value, str) else None
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    return seconds if MIN_HANG_AFTER_S <= seconds <= MAX_HANG_AFTER_S else None
 
 
 def parse_mac(value: object) -> bytes | None:
@@ -152,7 +167,7 @@ class SwitchSpec:
 @dataclass(frozen=True, slots=True)
 class Topology:
     """One machine. ``transport`` means nothing in the monolithic architecture, where a request is a call, and
-    ``poll`` nothing on any transport but ``ring``."""
+    ``poll`` nothing on any transport but ``ring``. ``hang_after_s``: 0 is never."""
 
     name: str
     arch: str
@@ -163,6 +178,7 @@ class Topology:
     hardware: Mapping[str, Any] = field(default_factory=dict)
     roles: Mapping[str, Any] = field(default_factory=dict)
     poll: str = DEFAULT_POLL
+    hang_after_s: float = DEFAULT_HANG_AFTER_S
 
     def to_dict(self) -> dict[str, Any]:
         """Only msgpack's types (MACs stay bytes); :meth:`from_dict` is the exact inverse, after msgpack too."""

@@ -21,7 +21,7 @@ from vmbus_emu.topology.data import DiskSpec, NicSpec, SwitchSpec, Topology, VmS
 from vmbus_emu.topology.disk import DiskReader
 from vmbus_emu.topology.table import Table, describe, suggest
 
-TOP_KEYS = ("name", "arch", "transport", "poll", "policy", "hardware", "vm", "switch", "role")
+TOP_KEYS = ("name", "arch", "transport", "poll", "hang_after", "policy", "hardware", "vm", "switch", "role")
 VM_KEYS = ("name", "memory", "integration_services", "address", "vmbus_version", "disk", "nic")
 NIC_KEYS = ("switch", "mac")
 SWITCH_KEYS = ("name",)
@@ -43,6 +43,7 @@ class Overrides:
     disks: tuple[str, ...] = ()
     policies: tuple[str, ...] = ()
     poll: str | None = None
+    hang_after: str | None = None
 
 
 class Reader:
@@ -66,12 +67,13 @@ class Reader:
         top = Table(self.error, f"{self._source}:", document, TOP_KEYS)
         flags = {
             "--name": self._flags.name, "--arch": self._flags.arch, "--transport": self._flags.transport,
-            "--poll": self._flags.poll,
+            "--poll": self._flags.poll, "--hang-after": self._flags.hang_after,
         }
         flagged = Table(self.error, "flags:", flags, None)
 
         def table(key: str) -> tuple[Table, str]:
-            return (top, key) if flags[f"--{key}"] is None else (flagged, f"--{key}")
+            flag = "--" + key.replace("_", "-")
+            return (top, key) if flags[flag] is None else (flagged, flag)
 
         name = data.DEFAULT_NAME
         holder, key = table("name")
@@ -90,11 +92,13 @@ class Reader:
         overridden = holder is top and self._flags.transport is not None
         if key in holder and understood and transport == "zmq" and arch != "monolithic" and not overridden:
             holder.error(key, "only transport ring polls", "add --transport ring")
+        holder, key = table("hang_after")
+        hang_after_s = holder.hang_after(key) if key in holder else data.DEFAULT_HANG_AFTER_S
         switches = self._switches(top)
         return Topology(
             name, arch, transport, self._vms(top, switches), switches, self._policy(top),
             self._later(top, "hardware", HARDWARE_KEYS, "hardware models"), self._later(top, "role", None, "roles"),
-            poll,
+            poll, hang_after_s,
         )
 
     def _switches(self, top: Table) -> tuple[SwitchSpec, ...]:

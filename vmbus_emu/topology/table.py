@@ -86,6 +86,15 @@ class Table:
             return size
         return low
 
+    def hang_after(self, key: str) -> float:
+        """Seconds after which silence is a hang, 0 for never; the default (and a line) if it is neither."""
+        value = self.values[key]
+        seconds = data.parse_hang_after(value)
+        if seconds is None:
+            self.error(key, f"is {describe(value)}", data.HANG_AFTER_RULE)
+            return data.DEFAULT_HANG_AFTER_S
+        return seconds
+
     def tables(self, key: str) -> list[Any] | None:
         """The array of tables under ``key``, each still to be checked; ``None`` (and a line) if it is no array."""
         value = self.values.get(key, [])

@@ -1,0 +1,122 @@
+"""``vmbus-emu demo``: experiments that run by themselves and print what they showed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any, NoReturn
+
+import click
+
+from vmbus_emu.cli.blast import lines, markdown
+from vmbus_emu.cli.errors import FAILED
+from vmbus_emu.cli.progress import progress_line
+
+_ARCHES = ("microkernel", "disaggregated", "monolithic")
+#: Policies after which a component stays dead.
+_FINAL = ("halt", "degraded")
+_OUTPUT = click.File("w", lazy=False)
+
+
+def _complete_policies(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from vmbus_emu.topology.data import POLICIES_OF
+
+    words = (f"{role}={policy}" for role, fitting in POLICIES_OF.items() for policy in fitting if policy not in _FINAL)
+    return [word for word in words if word.startswith(incomplete)]
+
+
+@click.group(short_help="Experiments that run by themselves.")
+def demo() -> None:
+    """Experiments that run by themselves, on machines of their own, and print what they showed.
+
+    \b
+    Example:
+      vmbus-emu demo isolation
+      vmbus-emu demo isolation --html isolation.html
+    """
+
+
+@demo.command(short_help="The same kills in every placement, in one table.")
+@click.option("--arch", "arches", metavar="ARCH", multiple=True, type=click.Choice(_ARCHES),
+              help=f"Only this placement: {', '.join(_ARCHES)}. Repeatable.")
+@click.option("--transport", default="zmq", show_default=True, metavar="TRANSPORT", type=click.Choice(("zmq", "ring")),
+              help="What carries channel data: zmq or ring.")
+@click.option("--policy", "policies", multiple=True, metavar="ROLE=POLICY", shell_complete=_complete_policies,
+              help="What a role's death leads to: restart, standby, reboot or recover. Repeatable.")
+@click.option("--json", "json_file", metavar="FILE", type=_OUTPUT, help="Keep the table as data; - is standard output.")
+@click.option("--html", "html_file", metavar="FILE", type=_OUTPUT, help="Draw all runs, in time, as a page.")
+@click.option("--markdown", "markdown_file", metavar="FILE", type=_OUTPUT, help="Keep the table for a document.")
+@click.pass_context
+def isolation(
+    context: click.Context, arches: tuple[str, ...], transport: str, policies: tuple[str, ...],
+    json_file: IO[str] | None, html_file: IO[str] | None, markdown_file: IO[str] | None,
+) -> None:
+    """Kill drivers, parent, management, hypervisor and a VM in each placement, while two VMs overwrite their disks and
+    ping each other; then read back. One table says what each kill was to each VM. Takes about half a minute, on
+    machines named demo-ARCH, which are gone afterwards. Status 1 if an acknowledged write was lost, something was
+    there that was never written or came twice, or what should come back did not.
+
+    \b
+    --json: {"schema", "demo", "placements", "transport", "policy", "host", "elapsed_s", "operations", "findings",
+    "usual_pause_ms", "rows": [{"component", "fault", "words", "policy", "cells": {ARCH: {"killed", "host",
+    "carried", "rebooted", "missing", "detect_ms" ..., "vms": {VM: {"outcome", "runs_again", "disk", "disk_gap_ms",
+    "disk_pause_ms", "network" ...}}}}}]}; docs/isolation.md explains it.
+
+    \b
+    Example:
+      vmbus-emu demo isolation
+      vmbus-emu demo isolation --transport ring --policy storvsp=standby --policy parent=standby
+      vmbus-emu demo isolation --html isolation.html --json isolation.json
+    """
+    from vmbus_emu.client import demo as demos
+
+    for text in policies:
+        if text.partition("=")[2] in _FINAL:
+            raise click.UsageError(f'--policy "{text}": what is dead would stay dead, and the next kill needs it; '
+                                   "try restart, standby, reboot or recover", context)  # fmt: skip
+    chosen = [arch for arch in _ARCHES if arch in (arches or _ARCHES)]
+    with _ended_like_an_interrupt(), progress_line() as progress:
+        report = demos.isolation(chosen, transport, policies, progress or (lambda event: None))
+    runs = report.pop("runs")
+    command = " ".join(("vmbus-emu demo isolation", *(f"--arch {arch}" for arch in arches),
+                        *(["--transport ring"] if transport == "ring" else []),
+                        *(f"--policy {text}" for text in policies)))  # fmt: skip
+    if html_file is not None:
+        from vmbus_emu.client.timeline import pages
+
+        html_file.write(pages(runs))
+    if json_file is not None:
+        json.dump(report, json_file, indent=1)
+        json_file.write("\n")
+    if markdown_file is not None:
+        markdown_file.write(markdown(report, command))
+    to_stderr = any(file is not None and file.name == "<stdout>" for file in (json_file, html_file, markdown_file))
+    for line in lines(report):
+        click.echo(line, err=to_stderr)
+    click.echo(_page(html_file, command), err=True)
+    if demos.failed(report):
+        context.exit(FAILED)
+
+
+def _page(html_file: IO[str] | None, command: str) -> str:
+    if html_file is None:
+        return f"Try: {command} --html isolation.html draws what happened when"
+    return f"The runs in time: {html_file.name}"
+
+
+@contextmanager
+def _ended_like_an_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does: with everything that it started."""
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before: Mapping[signal.Signals, Any] = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
