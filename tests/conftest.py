@@ -57,6 +57,34 @@ def fuzz_scale(pytestconfig: pytest.Config) -> float:
     return cases / FUZZ_CASES
 
 
+#: Fuzz cases that ran, by file.
+_counts: dict[str, int] = {}
+
+
+@pytest.fixture(scope="session")
+def fuzz_counts() -> dict[str, int]:
+    return _counts
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What one of several workers counted is for the process that sums up."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["fuzz"] = _counts
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    for name, count in getattr(node, "workeroutput", {}).get("fuzz", {}).items():
+        _counts[name] = _counts.get(name, 0) + count
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _counts:
+        files = ", ".join(f"{name} {count:,}" for name, count in sorted(_counts.items()))
+        terminalreporter.write_line(f"fuzz: {sum(_counts.values()):,} cases ({files})")
+
+
 class Died(BaseException):
     """The hypervisor died at this moment."""
 

@@ -67,6 +67,8 @@ class Loop:
         #: I/O workers that are at work for this loop: while there are any, it does not spin.
         self.working = 0
         self._looked = self.now
+        #: Descriptors watched since the last look: what that look saw is not theirs.
+        self._fresh: set[int] = set()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._foreign: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self.watch(self._wake_fd, self._woken)
@@ -79,6 +81,7 @@ class Loop:
             self._epoll.modify(fd, events)
         else:
             self._epoll.register(fd, events)
+            self._fresh.add(fd)
         self._handlers[fd] = handler
 
     def unwatch(self, fd: int) -> None:
@@ -172,10 +175,12 @@ class Loop:
             self.longest_stall = busy
         ready = self._epoll.poll(timeout)
         self.now = self._looked = time.monotonic()
-        handlers = self._handlers
+        handlers, fresh = self._handlers, self._fresh
+        if fresh:
+            fresh.clear()
         for fd, events in ready:
             handler = handlers.get(fd)  # an earlier handler of this round may have unwatched it
-            if handler is not None:
+            if handler is not None and not (fresh and fd in fresh):  # or closed it, and another has its number now
                 handler(events)
         if self._timers:
             self._run_timers()

@@ -72,6 +72,7 @@ VSPS = {
 TRANSPORT_ENTRIES = {
     "asking": "partitions.parent.ring_asking:RingAsking",
     "channels": "partitions.parent.ring_vsp_channels:RingChannels",
+    "inbox": "vmbus_emu.inbox:DescriptorInbox",
 }
 
 #: Drivers by what the topology calls them.
@@ -133,10 +134,12 @@ def preloaded(topology: Topology, spec: ProcessSpec) -> list[str]:
     """What a zygote loads, so that processes like ``spec`` need not."""
     own = [spec.entry]
     names = [component.name for component in spec.components]
+    if spec.role == "child" and topology.transport == "ring":
+        own.append(TRANSPORT_ENTRIES["inbox"])
     if "parent" in names and topology.transport == "ring":
         own.append(TRANSPORT_ENTRIES["asking"])
     if any(name in VSPS for name in names) and topology.transport == "ring":
-        own.append(TRANSPORT_ENTRIES["channels"])
+        own += [TRANSPORT_ENTRIES["channels"], TRANSPORT_ENTRIES["inbox"]]
     own += [VSPS[name] for name in names if name in VSPS]
     if "storvsp" in names:
         own += sorted({DRIVERS[disk.kind] for vm in topology.vms for disk in vm.disks})
@@ -185,6 +188,7 @@ def configuration(topology: Topology, spec: ProcessSpec, hypervisor: str, channe
         "components": names,
         "transport": topology.transport,
         "poll": topology.poll,
+        "hypervisor_recovers": topology.policy.get("hypervisor") == "recover",
     }
     if "parent" in names:
         config["io_memory"] = {vm.name: io_memory(vm) for vm in topology.vms}

@@ -65,8 +65,10 @@ class Polled(Protocol):
 class Poller:
     """The rings of one process. Made once per loop; the loop asks it before each sleep."""
 
-    def __init__(self, loop: Loop, mode: str = ADAPTIVE) -> None:
-        """``mode``: never spin, spin within an adaptive budget, or never sleep while a channel is open."""
+    def __init__(self, loop: Loop, mode: str = ADAPTIVE, budget: int = 0) -> None:
+        """``mode``: never spin, spin within an adaptive budget, or never sleep while a channel is open. ``budget``: to
+        begin with; by default nothing, for a process that has just begun negotiates, and whom it would wait for needs
+        the processor."""
         self._loop = loop
         #: Whether an end that expects an answer looks for it, instead of waiting for its doorbell.
         self.spins = mode != NEVER
@@ -74,7 +76,7 @@ class Poller:
         self._channels: set[Polled] = set()
         self._hot: list[Polled] = []
         self._touched: list[Polled] = []
-        self._budget = _PROBE
+        self._budget = budget
         self._waits = 0                 # with a budget of zero, since the last probe
         self._probe_every = _PROBE_EVERY
         self._descriptors_due = 0.0

@@ -17,29 +17,28 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-#: Cases that ran, by file.
-_counts: dict[str, int] = {}
-
 
 class Fuzz:
     """``fuzz(1000)`` iterates over the numbers of a thousand cases, more or fewer by option."""
 
-    def __init__(self, file: str, scale: float) -> None:
+    def __init__(self, file: str, scale: float, counts: dict[str, int]) -> None:
+        """``counts``: of the cases that ran, by file."""
         self._file = file
         self._scale = scale
+        self._counts = counts
         self.case: int | None = None
 
     def __call__(self, count: int) -> Iterator[int]:
         for case in range(max(1, round(count * self._scale))):
             self.case = case
-            _counts[self._file] = _counts.get(self._file, 0) + 1
+            self._counts[self._file] = self._counts.get(self._file, 0) + 1
             yield case
         self.case = None
 
 
 @pytest.fixture
-def fuzz(request: pytest.FixtureRequest, fuzz_scale: float) -> Fuzz:
-    return Fuzz(request.path.name, fuzz_scale)
+def fuzz(request: pytest.FixtureRequest, fuzz_scale: float, fuzz_counts: dict[str, int]) -> Fuzz:
+    return Fuzz(request.path.name, fuzz_scale, fuzz_counts)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -49,9 +48,3 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.when == "call" and report.failed and isinstance(source, Fuzz) and source.case is not None:
         report.sections.append(("fuzz", f"case {source.case}"))
     return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _counts:
-        files = ", ".join(f"{name} {count:,}" for name, count in sorted(_counts.items()))
-        terminalreporter.write_line(f"fuzz: {sum(_counts.values()):,} cases ({files})")

@@ -351,7 +351,7 @@ def test_envelopes_of_any_content_leave_a_hypervisor_that_answers(fuzz: Fuzz, mo
 
     monkeypatch.setattr("vmbus_emu.hypervisor.process.ZmqPort", port)
     monkeypatch.setattr("vmbus_emu.hypervisor.process.peer_pid", lambda frame: frame.pid)
-    lifeline = SimpleNamespace(send=lambda message, fds=(): None)
+    lifeline = SimpleNamespace(send=lambda message, fds=(): None, look=lambda: None)
     node: Any = SimpleNamespace(loop=None, context=None, lifeline=lifeline)
     for case in fuzz(12_000):
         rng = random.Random(f"envelopes {case}")

@@ -428,7 +428,7 @@ def host_packet(rng):
     return packet_type, flags, rng.randrange(1, 40), message, None if data is None else [data]
 
 
-HANDSHAKE_ROUNDS = 8
+HANDSHAKE_ROUNDS = 4
 
 
 def detached(adapter, up, loop, seed):

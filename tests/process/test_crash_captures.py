@@ -74,7 +74,8 @@ def test_two_threads_that_panic_at_once_leave_one_screen(lab: Lab, wait: Wait) -
     machine = lab.up("monolithic", vms=4)
     clients = [lab.attach() for _ in range(4)]
     for number, client in enumerate(clients):       # under way in all guests when the driver begins to fail
-        client._connected().send("exec", vm=f"vm{number + 1}", argv=["iobench", "-o", "read", "-n", "10000000", "disk0"])
+        argv = ["iobench", "-o", "read", "-n", "10000000", "disk0"]
+        client._connected().send("exec", vm=f"vm{number + 1}", argv=argv)
     wait(lambda: all(lab.rows(machine)[f"vm{n}"]["counters"]["disk_reads"] for n in range(1, 5)), "all guests work")
     found = crash(lab, wait, death(lab, machine, "storvsp", "panic"))
     assert [line for line in found["screen"] if "HOST PANIC" in line] == found["screen"][:1]

@@ -132,7 +132,7 @@ def test_a_command_ends_with_137_when_its_vm_dies_under_it(lab: Lab, wait: Wait,
 def test_a_command_that_waits_for_the_disk_fails_when_the_parent_dies_instead_of_hanging(
     lab: Lab, wait: Wait, transport: str
 ) -> None:
-    machine = lab.up(transport=transport, policy=lab.NOTHING_FOLLOWS)
+    machine = lab.up(transport=transport, policy=lab.NOTHING_FOLLOWS, hang_after="never")
     parent = lab.rows(machine)["parent"]["pid"]
     reader = lab.attach()
     results: list[ExecResult] = []

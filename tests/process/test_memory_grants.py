@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from vmbus_emu.machine.power import Power
+from vmbus_emu.machine.identities import Identities
 from vmbus_emu.topology import parse
 
 PROGRAM = r"""
@@ -171,9 +171,9 @@ def test_the_io_memory_of_a_vm_is_there_on_the_ring_only_and_cannot_be_cut_short
     vms = [{"name": "vm1"}, {"name": "vm2", "disk": []}, {"name": "vm3", "disk": [], "nic": []}]
     topology = parse({"transport": transport, "vm": vms})
     nobody: Any = None
-    power = Power(nobody, topology, nobody, {}, nobody, {})
-    files = {name: power._io_memory(name) for name in expected}
-    assert files == {name: power._io_memory(name) for name in expected}, "a VM that starts anew has the same memory"
+    identities = Identities(topology, nobody, recovers=False)
+    files = {name: identities.io_memory(name) for name in expected}
+    assert files == {name: identities.io_memory(name) for name in expected}, "a VM that starts anew has the same memory"
     assert {name: [os.fstat(fd).st_size // 4096 for fd in fds] for name, fds in files.items()} == expected
     for fd in [fd for fds in files.values() for fd in fds]:
         for size in (0, 1 << 30):

@@ -150,6 +150,7 @@ def test_guests_whose_memory_is_scattered_are_served_like_any(
     assert len(lines) > 32, "the VSP really maps page by page"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("poll", ["never", "always"])
 def test_rings_that_never_spin_and_rings_that_never_sleep(lab: Lab, poll: str) -> None:
     machine = lab.up(transport="ring", poll=poll)

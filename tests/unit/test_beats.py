@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from vmbus_emu.loop import Loop
-from vmbus_emu.machine import beats, intake
+from vmbus_emu.machine import beats, figures, intake
 from vmbus_emu.machine.beats import ASKED, FOR_EVER, PATIENCE, STARTING, TURNS, Beats, Silence, stands_still
 from vmbus_emu.machine.events import Events
-from vmbus_emu.machine.figures import process_row
+from vmbus_emu.machine.figures import Figures, process_row
 from vmbus_emu.machine.supervisor import Process
 from vmbus_emu.procfs import Thread
+from vmbus_emu.task import Task
 from vmbus_emu.topology import Overrides, TopologyErrors, build, load, parse
 from vmbus_emu.topology.data import Topology
 
@@ -448,6 +449,33 @@ def test_a_beat_is_believed_of_every_process_that_has_a_loop() -> None:
         assert intake.accepts(role, ("x",), {"t": "beat", "id": 7})
         assert not intake.accepts(role, ("x",), {"t": "beat", "id": "7"})
     assert not intake.accepts("zygote", ("zygote",), {"t": "beat", "id": 7})
+
+
+# -- who does not answer ps ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("second", "hung"), [
+    (Thread("S", 5, 9), True), (Thread("T", 5, 10), True), (Thread("S", 6, 10), False), (Thread("R", 5, 9), False),
+    (Thread("D", 5, 9), False), (None, False),
+])
+def test_who_sleeps_through_the_deadline_of_ps_is_hung_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch, second: Thread | None, hung: bool
+) -> None:
+    looks = [Thread("S", 5, 9), second]
+    monkeypatch.setattr(figures, "DEADLINE_S", 0.02)
+    monkeypatch.setattr(figures, "first_thread", lambda pid: looks.pop(0))
+    loop = Loop()
+    try:
+        asked, line = Figures(loop), Line()
+        process = Process("vm1", 42, 1, -1, line)  # type: ignore[arg-type]
+        task = Task(loop, asked.collect({"vm1": process}), watched=True)
+        assert loop.run_until(lambda: task.done, 5.0)
+        assert (task.result(), looks) == ({}, [])
+        assert asked.hung == ({"vm1"} if hung else set())
+        asked.arrived("vm1", line.sent[0]["id"], {"vm1": {"io": 1}})
+        assert asked.hung == set()
+    finally:
+        loop.close()
 
 
 # -- hang_after in a topology -------------------------------------------------------------------------

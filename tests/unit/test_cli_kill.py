@@ -293,3 +293,5 @@ def test_components_and_faults_are_completed() -> None:
     assert completed("vmbus-emu chaos --kill vm") == ["vm1", "vm2"]
     assert completed("vmbus-emu start v") == ["vm1", "vm2"]
     assert completed("vmbus-emu kill vm1 --fault s") == ["segv", "stop", "scribble"]
+    assert completed("vmbus-emu fault p") == ["parent"]
+    assert completed("vmbus-emu fault storvsp s") == ["slow="]

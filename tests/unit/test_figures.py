@@ -259,3 +259,13 @@ def test_a_client_that_is_gone_has_its_commands_cancelled(desk: Desk) -> None:
     desk.consoles.client_gone(b"alice")
     assert sent(desk.vm1) == [{"t": "cancel", "session": 1}]
     assert not desk.consoles.from_guest(desk.vm1, out())
+
+
+def test_nobody_waits_for_the_figures_of_the_dead(loop: Loop) -> None:
+    asked, vm1, vm2 = Figures(loop), process(), process("vm2")
+    task = collect(loop, asked, vm1, vm2)
+    asked.arrived("vm1", sent(vm1)[0]["id"], {"vm1": {"io": 1}})
+    assert not task.done
+    asked.died("vm2")
+    loop.step(0.0)
+    assert task.result() == {"vm1": {"io": 1}}

@@ -165,3 +165,31 @@ def test_an_exception_of_a_callback_ends_the_loop(loop: Loop) -> None:
     loop.call_soon(bug)
     with pytest.raises(ZeroDivisionError):
         loop.run()
+
+
+def test_what_was_seen_of_a_descriptor_is_not_told_to_the_next_one_with_its_number(loop: Loop) -> None:
+    ends = [os.pipe() for _ in range(2)]
+    seen: list[str] = []
+    spare: list[int] = []
+
+    def first(events: int) -> None:
+        """Closes both, and has a new, empty pipe under one of their numbers."""
+        for reading, _ in ends:
+            loop.unwatch(reading)
+            os.close(reading)
+        spare.extend(os.pipe())
+        loop.watch(spare[0], lambda events: seen.append("new"))
+        seen.append("old")
+
+    for reading, writing in ends:
+        loop.watch(reading, first)
+        os.write(writing, b"x")
+    loop.step(0.0)
+    assert spare[0] in [reading for reading, _ in ends]
+    assert seen == ["old"]
+    os.write(spare[1], b"x")
+    loop.step(0.0)
+    assert seen == ["old", "new"]
+    loop.unwatch(spare[0])
+    for fd in (*spare, *(writing for _, writing in ends)):
+        os.close(fd)

@@ -72,7 +72,7 @@ class Bench:
         monkeypatch.setattr("vmbus_emu.polling.time", SimpleNamespace(monotonic=lambda: self.clock))
         monkeypatch.setattr("vmbus_emu.polling.fence", lambda: self.log.append("fence"))
         self.loop: Any = SimpleNamespace(now=self.clock, working=0, poller=None)
-        self.poller = Poller(cast(Loop, self.loop), mode)
+        self.poller = Poller(cast(Loop, self.loop), mode, budget=4096)
 
     def channel(self, name: str = "a") -> FakeChannel:
         made = FakeChannel(self.log, name)
@@ -287,6 +287,12 @@ def test_each_hot_channel_gets_one_turn_in_a_round(bench: Bench) -> None:
 
 
 # -- spinning ----------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_has_just_begun_does_not_spin(bench: Bench) -> None:
+    bench.poller = Poller(cast(Loop, bench.loop))
+    channel = bench.channel()
+    assert bench.looks(channel) <= 2        # before it sleeps, and after it has asked for its doorbell
 
 
 def test_an_answer_within_the_budget_is_met_awake(bench: Bench) -> None:

@@ -132,6 +132,9 @@ class Hypervisor:
         partition = self.partitions.get(vp[0])
         if partition is None or partition.state is PartitionState.FINALIZED or vp[1] in partition.vps:
             return False
+        if not vp[1]:  # what was granted after its last process ended was handed to nobody
+            for grant in [g for g in self.grants if g.grantee == vp[0]]:
+                self.take_back(grant)
         self.change("bind", *vp, pid)
         return True
 

@@ -55,11 +55,21 @@ class Figures:
         self.hung.discard(name)
         asked = self._rounds.get(number)
         if asked is not None and name in asked[2]:
-            collected, complete, waiting = asked
-            collected.update(figures)
-            waiting.discard(name)
-            if not waiting:
-                complete.resolve(None)
+            asked[0].update(figures)
+            self._heard(name, asked[1], asked[2])
+
+    def died(self, name: str) -> None:
+        """That process answers nothing any more."""
+        self.hung.discard(name)
+        for _, complete, waiting in list(self._rounds.values()):
+            if name in waiting:
+                self._heard(name, complete, waiting)
+
+    @staticmethod
+    def _heard(name: str, complete: Future[None], waiting: set[str]) -> None:
+        waiting.discard(name)
+        if not waiting:
+            complete.resolve(None)
 
 
 def process_row(

@@ -33,8 +33,8 @@ from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.task import Future, Task
 from vmbus_emu.topology.data import Topology
 
-#: Before the front door is started anew: one that cannot open must not keep the machine busy forking.
-FRONT_DELAY_S = 0.05
+#: Before the front door, or a zygote that never was ready, is started anew: it must not keep the machine busy forking.
+RESTART_DELAY_S = 0.05
 #: Messages refused that are written to the log; the rest are only counted.
 LOGGED_REFUSALS = 20
 
@@ -84,7 +84,7 @@ class Machine:
 
     def _new_power(self) -> Power:
         power = Power(self.loop, self.topology, self.folder, self._media, self.supervisor, self._specs)
-        power.on_powered = lambda process: self._recovery.started_vm(process)
+        power.on_start = lambda process, spare: self._recovery.starting(process, spare)
         return power
 
     async def boot(self) -> None:
@@ -214,6 +214,7 @@ class Machine:
     def _exited(self, process: Process) -> None:
         self.log(f"{process.name} (pid {process.pid}, incarnation {process.incarnation}) {process.ending}")
         self._consoles.process_died(process)
+        self._figures.died(process.name)
         self._power.exited(process)
         if process.name in self._power.zygotes:
             self.supervisor.stillborn(process.name)
@@ -222,7 +223,7 @@ class Machine:
             return
         if process.name == "front":  # the machine's own part: without it nobody could ask what happened
             self._front_restarts += 1
-            self.loop.call_later(FRONT_DELAY_S, self._restart_front)
+            self.loop.call_later(RESTART_DELAY_S, self._restart_front)
             return
         said = last_words(self.supervisor.log(process.name.removesuffix(SPARE)).tail).reason
         reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {said}" if said else "")
@@ -250,9 +251,16 @@ class Machine:
             self._recovery.process_ended()
         elif born is not None and born.done:
             self._power.start_zygote(role, process.name)
-        elif born is not None:  # it cannot load its role's code; another one could not either
+        elif born is not None and self.state == "starting":  # it cannot load its role's code; no other one could
             born.reject(BootFailed(reason))
             self._power.cannot_boot([s.name for s in self._specs.values() if s.role == role], reason)
+        elif born is not None:  # the code is good: somebody killed this one early
+            self.loop.call_later(RESTART_DELAY_S, self._restart_zygote, self._power, role, process.name)
+
+    @staticmethod
+    def _restart_zygote(power: Power, role: str, name: str) -> None:
+        if not power.off:
+            power.start_zygote(role, name)
 
     def _component_process_died(self, process: Process, reason: str) -> None:
         self._power.cannot_boot(self._names[process.name], reason)

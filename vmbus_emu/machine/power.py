@@ -73,8 +73,8 @@ class Power:
         self.crash_at: dict[str, Message] = {}
         #: Set while powering off: nothing starts any more.
         self.off = False
-        #: Called with each process that the hypervisor asked for.
-        self.on_powered: Callable[[Process], Any] = lambda process: None
+        #: Called with each process before it is told to start, and with whether it was a spare.
+        self.on_start: Callable[[Process, bool], Any] = lambda process, spare: None
 
     async def boot(self, progress: Progress) -> None:
         """Bring everything up. Raises :class:`BootFailed`."""
@@ -146,7 +146,8 @@ class Power:
 
     def start_zygote(self, role: str, name: str) -> None:
         process = self._supervisor.spawn(name, placement.ZYGOTE_ENTRY)
-        self.zygotes[name] = Future()
+        if name not in self.zygotes or self.zygotes[name].done:  # else somebody may be waiting for it already
+            self.zygotes[name] = Future()
         spec = next(spec for spec in self._specs.values() if spec.role == role)
         process.line.send({"t": "start", "config": {"entries": placement.preloaded(self._topology, spec)}})
 
@@ -184,6 +185,7 @@ class Power:
             return None
         if spec.role == "hypervisor":  # it needs no identity: it gives them
             born[1].close()
+            self.on_start(born[0], False)
             self._identities.start(born[0], self._config(spec))
             return born[0]
         return born[0] if await self._install("bind", spec, *born, spare is not None) else None
@@ -238,6 +240,7 @@ class Power:
         ]
 
     def _start(self, process: Process, spec: ProcessSpec, prepared: bool) -> None:
+        self.on_start(process, prepared)
         if not prepared:
             self._send_media(process, spec)
         if spec.name in self.crash_at:
@@ -254,7 +257,6 @@ class Power:
         config = placement.configuration(
             self._topology, spec, self._hypervisor_socket(), str(self._folder.sockets)
         )
-        config["hypervisor_recovers"] = self._identities.recovers
         config["running"] = self._running() if self._booted else []
         if self._booted:
             config["partitions"] = []  # management's to bring up: all of it is there
@@ -291,7 +293,6 @@ class Power:
             self._cannot_power_on(partition, vp)
             return
         self._places[spec.name] = partition, vp
-        self.on_powered(born[0])
         await self._install("powered", spec, *born)
 
     # -- what processes say ---------------------------------------------------------------------------

@@ -158,21 +158,22 @@ class Recovery:
                 self._held.append(self._specs[name])
 
     async def _revive(self, spec: ProcessSpec) -> None:
-        spare = spec.name + SPARE in self._supervisor.running
         try:
             process = await self.power.revive(spec)
         except BootFailed as error:
             self._say(str(error))
             process = None
-        if process is None:
-            # It died before it had an identity, which is told apart; or its zygote did, and there is no process yet.
-            if spec.name not in self._supervisor.running and spec.name in self.restarting and not self.rebooting:
-                self._loop.call_later(self._backoff.died(spec.name), self._restart, spec)
-            return
-        self._started[spec.name] = process
-        self._events.emit(
-            "starting", component=spec.name, pid=process.pid, incarnation=process.incarnation, spare=spare
-        )
+        # It died before it had an identity, which is told apart; or its zygote did, and there is no process yet.
+        if process is None and spec.name not in self._supervisor.running and spec.name in self.restarting:
+            self._loop.call_later(self._backoff.died(spec.name), self._restart, spec)
+
+    def starting(self, process: Process, spare: bool) -> None:
+        """A process is about to be told to start; ``spare``: it is one that waited for that."""
+        if process.name in self.restarting:
+            self._started[process.name] = process
+            self._events.emit(
+                "starting", component=process.name, pid=process.pid, incarnation=process.incarnation, spare=spare
+            )
 
     def ordered(self, name: str) -> None:
         """Somebody wants a dead VM to run again."""
@@ -185,14 +186,6 @@ class Recovery:
         self.power.renew(name)
         message = {"t": "start_partition", "name": name, "kind": "child", "old": self.power.place(name)}
         self._supervisor.processes["management"].line.send(message)
-
-    def started_vm(self, process: Process) -> None:
-        """Management had a VM powered on."""
-        if process.name in self.restarting:
-            self._started[process.name] = process
-            self._events.emit(
-                "starting", component=process.name, pid=process.pid, incarnation=process.incarnation, spare=False
-            )
 
     # -- giving up ------------------------------------------------------------------------------------
 

@@ -195,13 +195,15 @@ class Supervisor:
 
     def _reap(self, process: Process) -> None:
         try:
-            result = os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED)
+            result = os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
             return  # a zygote's, whose middle process has not ended yet: it becomes our child in a moment
+        if result is None:
+            return
         self._loop.unwatch(process.pidfd)
         os.close(process.pidfd)
-        if result is None or result.si_code == os.CLD_EXITED:
-            process.exit_code = result.si_status if result is not None else 0
+        if result.si_code == os.CLD_EXITED:
+            process.exit_code = result.si_status
         else:
             process.signal = signal_name(result.si_status)
         read = self._pipes.get((process.name.removesuffix(SPARE), process.incarnation))
