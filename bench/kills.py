@@ -37,8 +37,12 @@ from vmbus_emu.runfolder import RunFolder
 TURN = 50
 #: Seconds from one kill to the next: more than one takes, with the look at what came of it.
 PERIOD_S = 0.2
+#: Until a process that is silent is found to hang: the default bound.
+HANG_S = 0.5
 FAULTS = ("segv", "exit", "panic", "oom", "stop", "hang", "scribble")
 STEPS = ("detect_ms", "start_ms", "renegotiate_ms", "first_reply_ms")
+#: Footprints in a run of ``anything``.
+LOOKS = 5
 WRONG = ("lost", "unexpected", "duplicated")
 
 Run = Mapping[str, Any]
@@ -128,43 +132,52 @@ def replaced(kills: int, book: Book) -> None:
 def hypervisor(kills: int, book: Book) -> None:
     setups = [Setup("microkernel", transport, {"hypervisor": "recover"}, "hypervisor") for transport in ("zmq", "ring")]
     for setup in setups:
-        taken_over: dict[str, list[bool]] = {"SIGKILL": [], "mixed faults": []}
-        for number in range(kills):
-            if number % TURN == 0:
-                with running(setup) as machine:
-                    run = chaos(machine, "hypervisor", min(TURN, kills - number), number)
-                    book.add(f"{setup}, SIGKILL", run)
-                    rebooted = sum(event["event"] == "rebooting" for event in run["events"])
-                    taken_over["SIGKILL"] += [True] * (len(run["kills"]) - rebooted) + [False] * rebooted
-        for number in range(kills):
-            fault = FAULTS[number % len(FAULTS)]
+        one_by_one = [("kill", kills), *((fault, kills // len(FAULTS)) for fault in FAULTS)]
+        total: dict[str, list[int]] = {"SIGKILL": [0, 0], "mixed faults": [0, 0]}
+        for fault, number in one_by_one:
             with running(setup) as machine:
-                run = machine.chaos("hypervisor", every=1.0, duration=1.0, seed=number, fault=fault)
-                if fault == "scribble":     # it goes on with what it has; its successor has what it wrote over
-                    run = machine.chaos("hypervisor", every=1.0, duration=1.0, seed=number)
-            book.add(f"{setup}, {fault}", run)
-            survived = all(vm["survived"] for vm in run["vms"].values())
-            taken_over["mixed faults"].append(survived and not run["findings"])
-        for what, good in taken_over.items():
-            share = 100 * sum(good) / len(good) if good else float("nan")
-            book.figures[f"{setup}, {what}: taken over, %"] = share
-            print(f"{setup}, {what}: {sum(good)} of {len(good)} taken over, {share:.1f} %")
+                made, rebooted = _hypervisors(machine, fault, max(1, number), f"{setup}, {fault}", book)
+            tally = total["SIGKILL" if fault == "kill" else "mixed faults"]
+            tally[0] += made
+            tally[1] += made - rebooted
+        for what, (made, good) in total.items():
+            book.figures[f"{setup}, {what}: taken over"] = (good, made)
+            print(f"{setup}, {what}: {good} of {made} taken over, {100 * good / made:.1f} %")
+
+
+def _hypervisors(machine: Machine, fault: str, number: int, name: str, book: Book) -> tuple[int, int]:
+    """How many met with ``fault``, and after how many of these the machine rebooted."""
+    made = rebooted = 0
+    while made < number:
+        if fault == "scribble":     # it goes on with what it has; its successor finds what it wrote over
+            machine.chaos("hypervisor", every=0.5, duration=0.5, seed=made, fault=fault)
+            run = machine.chaos("hypervisor", every=PERIOD_S, duration=PERIOD_S, seed=made)
+        else:
+            period = PERIOD_S if fault == "kill" else 2 * HANG_S
+            run = machine.chaos("hypervisor", every=period, duration=period * min(TURN, number), seed=made, fault=fault)
+        made += max(1, len(run["kills"]))
+        rebooted += sum(event["event"] == "rebooting" for event in run["events"])
+        book.add(name, run)
+    return made, rebooted
 
 
 def anything(kills: int, book: Book) -> None:
     policy = {"hypervisor": "recover", "child": "restart", "storvsp": "standby"}
     for transport in ("zmq", "ring"):
         setup = Setup("disaggregated", transport, policy, "all")
+        name = f"all, disaggregated, {transport}"
+        made = 0
+        looks: list[tuple[int, dict[str, float]]] = []
         with running(setup) as machine:
-            before: dict[str, float] = {}
-            for turn in range(max(1, kills // TURN)):
-                book.add(f"{setup}", chaos(machine, "all", TURN, turn))
-                if turn == 0:
-                    before = footprint(machine)
-            after = footprint(machine)
-        for what, value in after.items():
-            book.figures[f"{setup}: {what}"] = (before[what], value)
-            print(f"{setup}: {what} after {TURN} kills {before[what]:g}, after {kills} {value:g}")
+            while made < kills:
+                run = chaos(machine, "all", min(2 * TURN, kills), made)
+                made += len(run["kills"])
+                book.add(name, run)
+                if made >= len(looks) * kills / LOOKS:
+                    looks.append((made, footprint(machine)))
+        book.figures[name] = looks
+        for number, look in looks:
+            print(f"{name}: after {number} kills: " + ", ".join(f"{what} {value:g}" for what, value in look.items()))
 
 
 def footprint(machine: Machine) -> dict[str, float]:

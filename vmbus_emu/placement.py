@@ -68,6 +68,9 @@ VSPS = {
     "netvsp": "partitions.parent.network:NetworkVsp",
 }
 
+#: How the names of a VSP's channel sockets begin: short, for socket paths have 107 bytes.
+_CHANNELS = {"storvsp": "st", "netvsp": "nt"}
+
 #: What only ``ring`` needs, loaded where it is needed.
 TRANSPORT_ENTRIES = {
     "asking": "partitions.parent.ring_asking:RingAsking",
@@ -170,6 +173,11 @@ def components(topology: Topology) -> Iterator[ComponentSpec]:
         yield ComponentSpec(vm.name, "child")
 
 
+def channel_names(vsp: str, incarnation: int) -> str:
+    """How the names of the channel sockets of an incarnation of a VSP's process begin."""
+    return f"{_CHANNELS[vsp]}{incarnation}-"
+
+
 def instance_id(vm: str, device: str) -> uuid.UUID:
     """The VMBus instance id of a VM's device: the same over restarts, so that a guest knows its disk again."""
     # Not uuid5: the digests of the standard library cost 8 ms to load, and this runs while a machine boots.
@@ -179,8 +187,11 @@ def instance_id(vm: str, device: str) -> uuid.UUID:
 # -- what processes are told ----------------------------------------------------------------------------
 
 
-def configuration(topology: Topology, spec: ProcessSpec, hypervisor: str, channels: str) -> dict[str, Any]:
-    """Everything process ``spec`` is told at its start. ``hypervisor``: its socket; ``channels``: their folder."""
+def configuration(
+    topology: Topology, spec: ProcessSpec, incarnation: int, hypervisor: str, channels: str
+) -> dict[str, Any]:
+    """Everything an incarnation of process ``spec`` is told at its start. ``hypervisor``: its socket; ``channels``: the
+    folder of theirs."""
     names = [component.name for component in spec.components]
     config: dict[str, Any] = {
         "socket": hypervisor,
@@ -193,9 +204,13 @@ def configuration(topology: Topology, spec: ProcessSpec, hypervisor: str, channe
     if "parent" in names:
         config["io_memory"] = {vm.name: io_memory(vm) for vm in topology.vms}
     if "storvsp" in names:
-        config["storvsp"] = {"entry": VSPS["storvsp"], "disks": disks(topology)}
+        config["storvsp"] = {
+            "entry": VSPS["storvsp"], "disks": disks(topology), "channels": channel_names("storvsp", incarnation),
+        }  # fmt: skip
     if "netvsp" in names:
-        config["netvsp"] = {"entry": VSPS["netvsp"], **network(topology)}
+        config["netvsp"] = {
+            "entry": VSPS["netvsp"], **network(topology), "channels": channel_names("netvsp", incarnation),
+        }  # fmt: skip
     if "management" in names:
         own = [[name, "vsp"] for name in VSPS if PLACEMENTS[topology.arch][name] == "*"]
         config["partitions"] = own + [[vm.name, "child"] for vm in topology.vms]

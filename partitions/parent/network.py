@@ -16,7 +16,6 @@ from vmbus_emu.protocol import guids
 class NetworkVsp(Vsp):
     NAME = "netvsp"
     INTERFACE = guids.NETWORK
-    PREFIX = "nt"
     MAX_RANGES = 32
 
     def __init__(self, node: Node, config: dict[str, Any]) -> None:

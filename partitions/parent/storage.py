@@ -16,7 +16,6 @@ from vmbus_emu.protocol import guids
 class StorageVsp(Vsp):
     NAME = "storvsp"
     INTERFACE = guids.SCSI
-    PREFIX = "st"
 
     def __init__(self, node: Node, config: dict[str, Any], disks: Disks) -> None:
         super().__init__(node, config)

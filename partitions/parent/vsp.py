@@ -44,13 +44,12 @@ class Vsp:
     NAME: str
     #: The interface id of every device of this VSP.
     INTERFACE: UUID
-    #: Prefix of its channels' socket files; short, for socket paths have 107 bytes.
-    PREFIX: str
     #: Ranges that a page list on a ring may have (protocol sheet 3.3).
     MAX_RANGES = 1
 
     def __init__(self, node: Node, config: dict[str, Any]) -> None:
         self._node = node
+        self._names: str = config[self.NAME]["channels"]    # how those of its channels begin
         self._channels: Channels
         if config["transport"] == "ring":
             self._channels = load("partitions.parent.ring_vsp_channels:RingChannels")(node, self.MAX_RANGES)
@@ -83,7 +82,7 @@ class Vsp:
     def add(self, vm: str, name: str, instance: bytes) -> Device:
         """A device to offer. Its key is its number."""
         key = len(self._devices) + 1
-        endpoint = f"{self.PREFIX}{self._node.incarnation}-{key}"
+        endpoint = f"{self._names}{key}"
         device = self._devices[key] = Device(key, vm, name, instance, endpoint)
         return device
 

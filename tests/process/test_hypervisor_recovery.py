@@ -71,7 +71,8 @@ def test_nobody_notices_and_everything_it_kept_is_of_use_afterwards(
     writing.end()
     wait(lambda: pings(machine), "the network works")
     folder = RunFolder(machine.name)
-    assert [path.name for path in Path(folder.sockets).glob("hv-*")] == ["hv-9.sock"]
+    wait(lambda: [path.name for path in Path(folder.sockets).glob("hv-*")] == ["hv-9.sock"], "the sockets of the dead go")
+    assert not list(Path(folder.sockets).glob("st1-*")), "and those of their channels"
 
 
 @PLACES

@@ -57,7 +57,7 @@ def test_an_instance_id_is_the_same_over_restarts_and_unlike_any_other() -> None
 @pytest.mark.parametrize("arch", ARCHS)
 def test_each_process_is_told_what_its_components_need_and_no_more(arch: str) -> None:
     made = topology(arch)
-    told = {spec.name: configuration(made, spec, "hv.sock", "channels") for spec in processes(made)}
+    told = {spec.name: configuration(made, spec, 1, "hv.sock", "channels") for spec in processes(made)}
     where = hosts(arch)
     for name, config in told.items():
         assert ("storvsp" in config) == (where["storvsp"] == name)
@@ -73,7 +73,7 @@ def test_each_process_is_told_what_its_components_need_and_no_more(arch: str) ->
 def test_management_creates_a_partition_for_each_vm_and_each_vsp_of_its_own(arch: str, own: list[list[str]]) -> None:
     made = topology(arch)
     (spec,) = (spec for spec in processes(made) if any(c.name == "management" for c in spec.components))
-    assert configuration(made, spec, "s", "c")["partitions"] == [*own, ["vm1", "child"], ["vm2", "child"]]
+    assert configuration(made, spec, 1, "s", "c")["partitions"] == [*own, ["vm1", "child"], ["vm2", "child"]]
 
 
 def test_guest_and_vsp_agree_on_their_devices() -> None:

@@ -33,6 +33,8 @@ _ROOT_VPS = {"parent": 0, "management": 1}
 ROOT_PROCESSES = tuple(_ROOT_VPS)
 #: Seconds after a recovery before the next spare is made: it would take CPU from guests that are served again only now.
 SPARE_AFTER_S = 0.02
+#: Seconds after a death before the socket files it left are removed: nobody waits for that.
+SWEEP_AFTER_S = 0.1
 
 Progress = Callable[[str, int, int], Any]
 
@@ -92,7 +94,7 @@ class Power:
         hypervisor = self._specs["hypervisor"]
         process = self._supervisor.spawn("hypervisor", hypervisor.entry)
         self._send_media(process, hypervisor)
-        self._identities.start(process, self._config(hypervisor))
+        self._identities.start(process, self._config(hypervisor, process))
         if "front" in self._supervisor.running:
             self._front_ready.resolve(None)
         else:
@@ -186,7 +188,7 @@ class Power:
         if spec.role == "hypervisor":  # it needs no identity: it gives them
             born[1].close()
             self.on_start(born[0], False)
-            self._identities.start(born[0], self._config(spec))
+            self._identities.start(born[0], self._config(spec, born[0]))
             return born[0]
         return born[0] if await self._install("bind", spec, *born, spare is not None) else None
 
@@ -207,19 +209,31 @@ class Power:
             return
         self._spares[spec.name] = born
         self._send_media(born[0], spec)
-        born[0].line.send({"t": "prepare", "config": self._config(spec)})
+        born[0].line.send({"t": "prepare", "config": self._config(spec, born[0])})
 
     def exited(self, process: Process) -> None:
         """A process was reaped: nobody waits for it any more."""
         self._identities.exited(process)
-        if process.name == "hypervisor":
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._folder.socket(f"hv-{process.incarnation}.sock"))
+        self._loop.call_later(SWEEP_AFTER_S, self._sweep, process)
         name = process.name.removesuffix(SPARE)
         spare = self._spares.get(name)
         if spare is not None and spare[0] is process:
             spare[1].close()
             del self._spares[name]
+
+    def _sweep(self, process: Process) -> None:
+        """Remove the socket files of a process that had no time for that."""
+        spec = self._specs.get(process.name)
+        if spec is None:
+            return
+        vsps = [one.name for one in spec.components if one.name in placement.VSPS]
+        begins = [placement.channel_names(vsp, process.incarnation) for vsp in vsps]
+        if spec.role == "hypervisor":
+            begins.append(f"hv-{process.incarnation}.")
+        with contextlib.suppress(FileNotFoundError):    # the whole folder is gone, if the machine is down by now
+            for name in os.listdir(self._folder.sockets):
+                if name.startswith(tuple(begins)):
+                    os.unlink(self._folder.socket(name))
 
     def renew(self, name: str) -> None:
         """Component ``name`` is about to start again; who waits already for that goes on waiting."""
@@ -245,7 +259,7 @@ class Power:
             self._send_media(process, spec)
         if spec.name in self.crash_at:
             process.line.send(self.crash_at.pop(spec.name))
-        process.line.send({"t": "start", "config": self._config(spec)}, self._identities.io_memory(spec.name))
+        process.line.send({"t": "start", "config": self._config(spec, process)}, self._identities.io_memory(spec.name))
 
     def _send_media(self, process: Process, spec: ProcessSpec) -> None:
         if any(component.role == "storvsp" for component in spec.components):
@@ -253,9 +267,9 @@ class Power:
                 fds = [medium.fd] if medium.fd >= 0 else []
                 process.line.send({"t": "medium", "name": medium.name, "info": medium.describe()}, fds)
 
-    def _config(self, spec: ProcessSpec) -> Message:
+    def _config(self, spec: ProcessSpec, process: Process) -> Message:
         config = placement.configuration(
-            self._topology, spec, self._hypervisor_socket(), str(self._folder.sockets)
+            self._topology, spec, process.incarnation, self._hypervisor_socket(), str(self._folder.sockets)
         )
         config["running"] = self._running() if self._booted else []
         if self._booted:
