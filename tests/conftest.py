@@ -172,7 +172,6 @@ class Wires:
             return
 
     def _come_back(self) -> None:
-        self._ledger.close()
         self._ledger = Ledger(self._file, keep=True)
         state = self.hypervisor = recovery.restore(self._ledger.changes())
         again = [effect for vp, pid in list(self._living.items()) for effect in recovery.bind_again(state, vp, pid)]
@@ -292,7 +291,6 @@ class Wires:
 
     def close(self) -> None:
         self.loop.close()
-        self._ledger.close()
         os.close(self._file)
 
 

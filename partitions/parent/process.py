@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from partitions.media import Disks
 from partitions.parent.provider import Provider
-from partitions.parent.vsplink import CONTROL_PORT, TO_VSP, ProviderSide, RemoteProvider, VspSide, dispatch
+from partitions.parent.vsplink import (
+    CONTROL_PORT,
+    TO_VSP,
+    ProviderSide,
+    RemoteProvider,
+    VspSide,
+    dispatch,
+    fitting,
+)
 from vmbus_emu.lifeline import Message
 from vmbus_emu.node import Node, load
 from vmbus_emu.protocol import hypercall as hv
@@ -142,20 +150,29 @@ class VspProcess(VspCarrier):
 
     def _say_hello(self, delay: float) -> None:
         """The provider may be dead too, and its next incarnation not have found us yet."""
-        provider = self._provider = RemoteProvider(
-            lambda payload: self.vp.post(CONTROL_PORT, hv.MESSAGE_CONTROL, payload)
-        )
+
+        def post(payload: bytes) -> Future[hv.HvStatus]:
+            return self.vp.post(CONTROL_PORT, hv.MESSAGE_CONTROL, payload)
+
+        waiting: list[bytes] = []
+        heard = False
+        provider = self._provider = RemoteProvider(lambda payload: post(payload) if heard else waiting.append(payload))
+        for vsp in self.vsps.values():
+            vsp.offer_all(provider)
+        at_once = fitting(self.node.incarnation, waiting)
 
         def said(future: Future[hv.HvStatus]) -> None:
+            nonlocal heard
             if self._provider is not provider:
                 return
             if future.result() is hv.HvStatus.SUCCESS:
-                for vsp in self.vsps.values():
-                    vsp.offer_all(provider)
+                heard = True
+                for payload in waiting[at_once:]:
+                    post(payload)
             else:
                 self.node.loop.call_later(delay, self._again, provider, min(2 * delay, _LAST_RETRY_S))
 
-        provider.hello(self.node.incarnation).then(said)
+        RemoteProvider(post).hello(self.node.incarnation, waiting[:at_once]).then(said)
 
     def _again(self, provider: RemoteProvider, delay: float) -> None:
         if self._provider is provider:

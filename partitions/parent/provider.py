@@ -23,6 +23,7 @@ from partitions.parent.vsplink import (
     MANAGEMENT_ANSWERS,
     MANAGEMENT_CONNECTION,
     MANAGEMENT_TO_PROVIDER,
+    OFFER,
     TO_PROVIDER,
     RemoteVsp,
     VspSide,
@@ -128,7 +129,7 @@ class Provider:
         for device in self._devices.of(guest.name):
             self._offer_to(guest, device)
 
-    def hello(self, vsp: str, incarnation: int) -> None:
+    def hello(self, vsp: str, incarnation: int, offers: Sequence[object] = ()) -> None:
         """The first word of a VSP in a partition of its own. Whatever an earlier incarnation had is gone."""
         if incarnation <= self._vsp_incarnations.get(vsp, 0):
             self._strange += 1
@@ -140,6 +141,8 @@ class Provider:
         self._vsps[vsp] = RemoteVsp(
             lambda payload: self._vp.post(FIRST_PARTITION_PORT + partition, hv.MESSAGE_CONTROL, payload)
         )
+        for offer in offers:
+            self._strange += type(offer) is not bytes or not dispatch(OFFER, VspFace(self, vsp), offer)
 
     def _wired(self, name: str, ok: bool) -> None:
         if not ok:
@@ -364,8 +367,8 @@ class VspFace:
         self._provider = provider
         self._vsp = vsp
 
-    def hello(self, incarnation: int) -> None:
-        self._provider.hello(self._vsp, incarnation)
+    def hello(self, incarnation: int, offers: Sequence[object] = ()) -> None:
+        self._provider.hello(self._vsp, incarnation, offers)
 
     def offer(self, key: int, vm: str, interface: bytes, instance: bytes, user_data: bytes) -> None:
         self._provider.offer(self._vsp, key, vm, interface, instance, user_data)

@@ -79,8 +79,9 @@ class VspSide(Protocol):
 class ProviderSide(Protocol):
     """What a VSP asks of, and answers to, the provider."""
 
-    def hello(self, incarnation: int) -> None:
-        """The first word of a VSP in a partition of its own; what the incarnation before it had is gone."""
+    def hello(self, incarnation: int, offers: Sequence[bytes] = ()) -> None:
+        """The first word of a VSP in a partition of its own; what the incarnation before it had is gone. ``offers``: as
+        many of its ``offer`` messages as find room in this one, for each message is time without a device."""
 
     def offer(self, key: int, vm: str, interface: bytes, instance: bytes, user_data: bytes) -> None:
         """Offer a device to a VM, now or as soon as it exists."""
@@ -107,9 +108,9 @@ TO_VSP: dict[str, tuple[type, ...]] = {
     "partition_gone": (int, str),
     "tear_down_gpadl": (int, int, int),
 }
-HELLO: dict[str, tuple[type, ...]] = {"hello": (int,)}
-TO_PROVIDER: dict[str, tuple[type, ...]] = HELLO | {
-    "offer": (int, str, bytes, bytes, bytes),
+HELLO: dict[str, tuple[type, ...]] = {"hello": (int, list)}
+OFFER: dict[str, tuple[type, ...]] = {"offer": (int, str, bytes, bytes, bytes)}
+TO_PROVIDER: dict[str, tuple[type, ...]] = HELLO | OFFER | {
     "revoke": (int, str),
     "opened": (int, int, bool),
     "closed": (int, int),
@@ -146,6 +147,14 @@ def encode(operation: str, *arguments: Any) -> bytes:
     if len(payload) > MAX_PAYLOAD and isinstance(arguments[-1], str):
         payload = msgpack.packb([operation, *arguments[:-1], arguments[-1][:64]])
     return payload
+
+
+def fitting(incarnation: int, offers: Sequence[bytes]) -> int:
+    """How many of ``offers`` find room in a ``hello``."""
+    count = 0
+    while count < len(offers) and len(encode("hello", incarnation, [*offers[: count + 1]])) <= MAX_PAYLOAD:
+        count += 1
+    return count
 
 
 def dispatch(table: dict[str, tuple[type, ...]], target: object, payload: bytes) -> bool:
@@ -210,8 +219,8 @@ class RemoteProvider:
     def __init__(self, send: Send) -> None:
         self._send = send
 
-    def hello(self, incarnation: int) -> Any:
-        return self._send(encode("hello", incarnation))
+    def hello(self, incarnation: int, offers: Sequence[bytes] = ()) -> Any:
+        return self._send(encode("hello", incarnation, list(offers)))
 
     def offer(self, key: int, vm: str, interface: bytes, instance: bytes, user_data: bytes) -> None:
         self._send(encode("offer", key, vm, interface, instance, user_data))

@@ -102,7 +102,7 @@ def test_the_link_calls_an_operation_with_its_own_types_or_nothing(
     for case in fuzz(8000):
         rng = random.Random(f"link {case}")
         operation = rng.choice((*table, "__init__", "calls", ""))
-        samples = {int: rng.getrandbits(33), str: "why", bytes: b"1234", bool: True}
+        samples = {int: rng.getrandbits(33), str: "why", bytes: b"1234", bool: True, list: [1]}
         arguments = [samples[kind] for kind in table.get(operation, ())]
         message = [operation, *(any_value(rng) if rng.random() < 0.2 else value for value in arguments)]
         raw = msgpack.packb(message if rng.random() < 0.8 else any_value(rng))
@@ -304,7 +304,10 @@ def link_payload(rng: random.Random) -> bytes:
         encode("gpadl_accepted", key, rng.randrange(4), ticket, True),
         encode("gpadl_torn_down", key, rng.randrange(4), ticket),
         mutated(rng, encode("opened", key, ticket, True)),
-        encode("hello", rng.randrange(5)),
+        encode("hello", rng.randrange(5), [
+            rng.choice((encode("offer", key, "vm1", guid, guid, b"u"), encode("closed", key, ticket), b"\xc1", 7))
+            for _ in range(rng.randrange(3))
+        ]),
         rng.randbytes(rng.randrange(200)),
     ))[:hv.MAX_PAYLOAD]
 
@@ -366,7 +369,7 @@ def test_a_provider_survives_hostile_guests_and_vsps_and_serves_the_next_guest(
         hostile = Guest(world, vm1)
         vsp = world.processor(far)
         if case % 2:
-            vsp.post(0x10, hv.MESSAGE_CONTROL, encode("hello", 1))
+            vsp.post(0x10, hv.MESSAGE_CONTROL, encode("hello", 1, []))
         pid = world.hypervisor.partitions[vm1].vps[0]
         for _ in range(rng.randrange(5, 60)):
             match rng.randrange(8):

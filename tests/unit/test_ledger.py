@@ -35,7 +35,6 @@ def nothing() -> Event:
 def read(fd: int) -> Event:
     ledger = Ledger(fd, keep=True, half=PAGE)
     found = list(ledger.changes())
-    ledger.close()
     return found
 
 
@@ -43,7 +42,6 @@ def written(fd: int, count: int) -> Event:
     ledger = Ledger(fd, keep=False, half=PAGE)
     for number in range(count):
         ledger.append(event(number), nothing)
-    ledger.close()
     return [change for number in range(count) for change in event(number)]
 
 
@@ -58,18 +56,16 @@ def test_what_was_written_is_read_and_gone_on_with(file: int) -> None:
         assert list(ledger.changes()) == expected
         ledger.append(event(number), nothing)
         expected += event(number)
-        ledger.close()
     assert read(file) == expected
 
 
 def test_a_file_that_is_none_or_is_not_kept_begins_empty(file: int) -> None:
     assert read(file) == []
     written(file, 3)
-    Ledger(file, keep=False, half=PAGE).close()
+    Ledger(file, keep=False, half=PAGE)
     assert read(file) == []
     ledger = Ledger(file, keep=False, half=PAGE)
     ledger.append(event(0), nothing)    # as long as one of those that lie behind it
-    ledger.close()
     assert read(file) == event(0)
     os.pwrite(file, bytes(8), 0)    # died while it was made
     assert read(file) == []
@@ -80,7 +76,6 @@ def test_a_record_torn_at_any_byte_is_dropped_whole_and_written_over(file: int) 
     before = image(file)
     ledger = Ledger(file, keep=True)
     ledger.append(event(3), nothing)
-    ledger.close()
     after = image(file)
     places = [place for place in range(len(after)) if before[place] != after[place]]
     begin = min(places)     # the length: the first of the record, and stored last
@@ -91,7 +86,6 @@ def test_a_record_torn_at_any_byte_is_dropped_whole_and_written_over(file: int) 
         assert read(file) == expected
         ledger = Ledger(file, keep=True)
         ledger.append(event(7, end % 9), nothing)
-        ledger.close()
         assert read(file) == expected + event(7, end % 9)
     for place in places:                                    # and with it: anything that is not what was written
         os.pwrite(file, after, 0)
@@ -117,7 +111,6 @@ def test_a_full_half_is_left_for_the_other_one_and_the_file_does_not_grow(file: 
             assert later[-1] == event(number)[-1] or first == number
             assert [change[1] for change in later if change[0] == "message"] == list(
                 range(first + (snapshots > 0), number + 1))[snapshots == 0:]
-    ledger.close()
     assert snapshots > 20
     assert os.fstat(file).st_size == size
 
@@ -137,7 +130,6 @@ def test_a_snapshot_that_needs_more_gets_more_and_the_file_stays_within_a_multip
     for number in range(30_000):
         ledger.append([("port", number, bytes(50))], lambda: table)
     assert os.fstat(file).st_size == size
-    ledger.close()
 
 
 def test_a_death_at_any_step_of_a_change_of_halves_leaves_the_old_or_the_new(
@@ -177,7 +169,6 @@ def test_a_death_at_any_step_of_a_change_of_halves_leaves_the_old_or_the_new(
         else:
             ledger.append(event(count), lambda: table)
         monkeypatch.setattr(Ledger, "_put", put)
-        ledger.close()
         assert read(file) == (before if steps < 4 else table)
         if steps == 4:      # all but the generation in the header
             generation = int.from_bytes(os.pread(file, 8, 8), "little")
@@ -185,7 +176,6 @@ def test_a_death_at_any_step_of_a_change_of_halves_leaves_the_old_or_the_new(
             assert read(file) == before
         again = Ledger(file, keep=True)
         again.append(event(9999), lambda: table)
-        again.close()
         assert read(file) in (table, before + event(9999))
 
 
@@ -196,10 +186,8 @@ def test_events_of_any_size_survive_deaths_between_them(file: int, seed: int) ->
     ledger = Ledger(file, keep=False, half=PAGE)
     for number in range(300):
         if rng.random() < 0.2:
-            ledger.close()
             ledger = Ledger(file, keep=True)
             assert list(ledger.changes()) == table
         changes = [("x", number, rng.randbytes(rng.choice((0, 1, 7, 8, 300))), (1, (2, "ü"), None, 1 << 63))]
         table.extend(changes)
         ledger.append(changes, lambda: table)
-    ledger.close()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 
 from partitions.parent.provider import LOGGED_REFUSALS, MAX_BACKLOG, Provider
-from partitions.parent.vsplink import FIRST_PARTITION_PORT, RemoteProvider
+from partitions.parent.vsplink import FIRST_PARTITION_PORT, RemoteProvider, encode
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol import vmbus as wire
 from vmbus_emu.protocol.vmbus import NEWEST
@@ -318,6 +318,17 @@ def test_a_far_vsp_offers_and_is_asked_by_messages(root: Root) -> None:
     guest.post(wire.OpenChannel(relid, 1, 0, 0, 0, b""))
     assert root.wires.loop.run_until(lambda: bool(far.asked), 5.0)
     assert b"open" in far.asked[0]
+
+
+def test_a_hello_brings_offers_along_and_nothing_else(root: Root) -> None:
+    far = FarVsp(root, "netvsp")
+    guest = root.guest("vm1")
+    guest.contact()
+    offer = encode("offer", 1, "vm1", INTERFACE, uuid.UUID(int=5).bytes_le, b"endpoint")
+    before = root.provider.stats()["counters"]["strange_messages"]
+    far.provider.hello(2, [encode("revoke", 1, "no"), offer, b""])
+    assert guest.awaits(wire.OfferChannel).instance == uuid.UUID(int=5).bytes_le
+    assert root.provider.stats()["counters"]["strange_messages"] == before + 2
 
 
 def test_the_death_of_a_far_vsp_rescinds_its_devices_and_leaves_the_others(root: Root) -> None:

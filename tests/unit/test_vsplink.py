@@ -18,10 +18,11 @@ from partitions.parent.vsplink import (
     dispatch,
     encode,
     encode_pages,
+    fitting,
 )
 from vmbus_emu.protocol.hypercall import MAX_PAYLOAD
 
-SAMPLES: dict[type, Any] = {int: (1 << 64) - 1, str: "a reason", bytes: b"\0" * 16, bool: True}
+SAMPLES: dict[type, Any] = {int: (1 << 64) - 1, str: "a reason", bytes: b"\0" * 16, bool: True, list: [b"offer"]}
 
 
 class Recorder:
@@ -46,6 +47,17 @@ def test_a_proxys_calls_arrive_as_the_same_calls(table: dict[str, tuple[type, ..
 
 def test_an_offer_with_the_largest_user_data_fits_into_one_message() -> None:
     assert len(encode("offer", 1 << 32, "v" * 32, bytes(16), bytes(16), bytes(120))) <= MAX_PAYLOAD
+
+
+def test_a_hello_takes_along_what_finds_room_beside_it() -> None:
+    offers = [encode("offer", key, "vm1", bytes(16), bytes(16), b"st1-1") for key in range(9)]
+    sent: list[bytes] = []
+    count = fitting(70000, offers)
+    RemoteProvider(sent.append).hello(70000, offers[:count])
+    assert 2 < count < len(offers)
+    assert len(sent[0]) <= MAX_PAYLOAD < len(encode("hello", 70000, offers[: count + 1]))
+    assert fitting(1, offers[:2]) == 2
+    assert fitting(1, [bytes(240)]) == 0
 
 
 def test_a_reason_that_does_not_fit_is_cut() -> None:

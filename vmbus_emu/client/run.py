@@ -1,6 +1,8 @@
 """One run: loads in the VMs, kills, what came of them, and the report.
 
 Everything goes over one door, without threads. The histories lie in our memory, so whatever dies can still be judged.
+
+A little long: what is asked of guests and of the machine while a kill is followed shares the state of one run.
 """
 
 from __future__ import annotations
@@ -129,8 +131,6 @@ class Run:
             return [event for event in self._events[seen:] if event["ns"] >= killed["ns"]]
 
         def over(noticed: bool = True) -> bool:
-            if component in self._loads and killed["host"] != component:
-                self._note_death_of_thread(component, killed)
             kill["missing"] = aftermath.outstanding(expected, since(), noticed)
             return not kill["missing"]
 
@@ -171,15 +171,6 @@ class Run:
             first = self._made({**ordered, "at": None}, limit)
             first["over_ns"] = death["ns"]
         return death
-
-    def _note_death_of_thread(self, vm: str, killed: Mapping[str, Any]) -> None:
-        """In the monolith a VM can die alone; its process lives, so no event says it, but its commands end."""
-        if any(load.died for load in self._loads[vm].values()) and not self._has_died_since(vm, killed["ns"]):
-            self._events.append({
-                "n": 0, "ns": time.monotonic_ns(), "event": "died", "component": vm, "carried": [vm],
-                "pid": killed["pid"], "incarnation": killed["incarnation"], "signal": None, "exit_code": None,
-                "reason": "its thread ended",
-            })  # fmt: skip
 
     def _has_died_since(self, vm: str, moment_ns: int) -> bool:
         return any(

@@ -3,10 +3,12 @@
 The machine holds the file too. It has a header and two halves, of which one is in use: a journal of records, each the
 changes of one event. A full half is left for the other one, which begins with a snapshot; so the file has a bound.
 
-Only the death of a process is survived here, at any instruction. So memory keeps what was stored before, in the order
-of the program, and one aligned store is the point at which something becomes true:
+It is written with ``pwrite`` and never mapped: what is not in the address space, a wild write does not find.
 
-- a record, by its length. It is stored last, over the zero that ends the journal; the next zero lies behind the record
+Only the death of a process is survived here, at any instruction. So the file keeps what was written before, in the
+order of the program, and one write of at most 8 aligned bytes is the point at which something becomes true:
+
+- a record, by its length. It is written last, over the zero that ends the journal; the next zero lies behind the record
   already. A CRC besides, which starts from the half's generation, tells what is torn or left over from an earlier use;
 - the other half, by the generation in the header: even is the first half, odd the second.
 
@@ -16,9 +18,8 @@ at a multiple of 8: length u32, CRC32 u32, a msgpack array of changes.
 
 from __future__ import annotations
 
-import mmap
 import os
-import sys
+import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -27,12 +28,17 @@ import msgpack
 from vmbus_emu.hypervisor.changes import Change
 
 HALF = 4 << 20
-_HEADER = 4096
+_HEADER_BYTES = 4096
 _MAGIC = 0x31_52_45_47_44_45_4C_48  # "HLEDGER1"
-_GENERATION = 1
-_RECORD = 8
+_HEADER = struct.Struct("=6Q")
+_U64 = struct.Struct("=Q")
+_U32 = struct.Struct("=I")
+_RECORD = struct.Struct("=II")
+_END = bytes(_RECORD.size)
 #: Changes of a snapshot in one record.
 _CHUNK = 256
+#: Bytes of the journal read at a time.
+_PIECE = 1 << 16
 
 
 class LedgerBroken(Exception):
@@ -50,47 +56,32 @@ class Ledger:
     def __init__(self, fd: int, *, keep: bool, half: int = HALF) -> None:
         self._fd = fd
         self._pack = msgpack.Packer(autoreset=True).pack
-        magic = os.pread(fd, 8, 0)
-        kept = keep and magic == _MAGIC.to_bytes(8, sys.byteorder)
-        if keep and not kept and any(magic):
-            raise LedgerBroken("the ledger's header was overwritten")
-        if not kept:
-            os.ftruncate(fd, max(os.fstat(fd).st_size, _HEADER + 2 * half))
-        self._map()
-        if not kept:
+        magic = os.pread(fd, _U64.size, 0)
+        if not keep or not any(magic):
             self._format(half)
-        self._generation = self._header[_GENERATION]
+        elif magic != _U64.pack(_MAGIC):
+            raise LedgerBroken("the ledger's header was overwritten")
+        _, self._generation, *halves = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
+        self._halves = [(halves[0], halves[1]), (halves[2], halves[3])]
         self._end, size = self._half(self._generation)
         self._limit = self._end + size
-        if self._end < _HEADER or self._limit > len(self._bytes) or self._end % 8:
+        if self._end < _HEADER_BYTES or self._limit > os.fstat(fd).st_size or self._end % 8:
             raise LedgerBroken("the ledger's header says that it lies outside its file")
         for end, _ in self._records():
             self._end = end
-        self._words[self._end >> 2] = 0
-
-    def _map(self) -> None:
-        self._file = mmap.mmap(self._fd, 0)
-        self._bytes = memoryview(self._file)
-        self._words = self._bytes.cast("I")
-        self._header = self._bytes[:_HEADER].cast("Q")
-
-    def _unmap(self) -> None:
-        for view in (self._header, self._words, self._bytes):
-            view.release()
-        self._file.close()
+        os.pwrite(fd, _END, self._end)
 
     def _format(self, half: int) -> None:
-        self._header[0] = 0
-        self._header[_GENERATION] = 0
-        for slot, offset in enumerate((_HEADER, _HEADER + half)):
-            self._header[2 + 2 * slot] = offset
-            self._header[3 + 2 * slot] = half
-        self._words[_HEADER >> 2] = 0
-        self._header[0] = _MAGIC
+        os.ftruncate(self._fd, max(os.fstat(self._fd).st_size, _HEADER_BYTES + 2 * half))
+        os.pwrite(self._fd, bytes(_U64.size), 0)
+        halves = _HEADER_BYTES, half, _HEADER_BYTES + half, half
+        os.pwrite(self._fd, _HEADER.pack(0, 0, *halves), 0)
+        os.pwrite(self._fd, _END, _HEADER_BYTES)
+        os.pwrite(self._fd, _U64.pack(_MAGIC), 0)
 
     def _half(self, generation: int) -> tuple[int, int]:
-        slot = generation & 1
-        return self._header[2 + 2 * slot], self._header[3 + 2 * slot]
+        """Where the half of a generation begins, and its bytes."""
+        return self._halves[generation & 1]
 
     # -- reading ------------------------------------------------------------------------------------
 
@@ -103,13 +94,21 @@ class Ledger:
         """Where each record ends, and what it holds."""
         offset, size = self._half(self._generation)
         limit = offset + size
-        while offset + _RECORD <= limit:
-            length = self._words[offset >> 2]
-            begin = offset + _RECORD
-            if not length or begin + length > limit - _RECORD:
+        piece, at = b"", offset
+
+        def read(begin: int, nbytes: int) -> bytes:
+            nonlocal piece, at
+            if begin < at or begin + nbytes > at + len(piece):
+                piece, at = os.pread(self._fd, max(nbytes, _PIECE), begin), begin
+            return piece[begin - at:begin - at + nbytes]
+
+        while offset + _RECORD.size <= limit:
+            length, crc = _RECORD.unpack(read(offset, _RECORD.size))
+            begin = offset + _RECORD.size
+            if not length or begin + length > limit - _RECORD.size:
                 return
-            payload = bytes(self._bytes[begin:begin + length])
-            if zlib.crc32(payload, self._generation & 0xFFFFFFFF) != self._words[(offset >> 2) + 1]:
+            payload = read(begin, length)
+            if zlib.crc32(payload, self._generation & 0xFFFFFFFF) != crc:
                 return
             offset = begin + _aligned(length)
             yield offset, payload
@@ -122,26 +121,24 @@ class Ledger:
         ``snapshot`` is asked when the half is full. It includes these changes already.
         """
         payload = self._pack(changes)
-        if self._end + 3 * _RECORD + len(payload) > self._limit:
+        if self._end + 3 * _RECORD.size + len(payload) > self._limit:
             self._compact(snapshot())
         else:
             self._put(payload)
 
     def _put(self, payload: bytes) -> None:
-        offset, words = self._end, self._words
-        begin = offset + _RECORD
-        end = begin + _aligned(len(payload))
-        self._bytes[begin:begin + len(payload)] = payload
-        words[end >> 2] = 0
-        words[(offset >> 2) + 1] = zlib.crc32(payload, self._generation & 0xFFFFFFFF)
-        words[offset >> 2] = len(payload)
-        self._end = end
+        offset, length = self._end, len(payload)
+        crc = zlib.crc32(payload, self._generation & 0xFFFFFFFF)
+        padding = bytes(_aligned(length) - length)
+        os.pwrite(self._fd, b"".join((_RECORD.pack(0, crc), payload, padding, _END)), offset)
+        os.pwrite(self._fd, _U32.pack(length), offset)
+        self._end = offset + _RECORD.size + _aligned(length)
 
     def _compact(self, changes: Iterable[Change]) -> None:
         """Go on in the other half. It is made larger, if the snapshot alone would fill half of it."""
         whole = list(changes)
         records = [self._pack(whole[begin:begin + _CHUNK]) for begin in range(0, len(whole), _CHUNK)]
-        need = sum(_RECORD + _aligned(len(record)) for record in records)
+        need = sum(_RECORD.size + _aligned(len(record)) for record in records)
         generation = self._generation + 1
         _, size = self._half(generation)
         while need > size // 2:
@@ -151,23 +148,18 @@ class Ledger:
         self._generation = generation
         self._end, size = self._half(generation)
         self._limit = self._end + size
-        self._words[self._end >> 2] = 0
+        os.pwrite(self._fd, _END, self._end)
         for record in records:
             self._put(record)
-        self._header[_GENERATION] = generation
+        os.pwrite(self._fd, _U64.pack(generation), _U64.size)
 
     def _move(self, generation: int, size: int) -> None:
         """Give the half that is not in use ``size`` bytes, behind everything. Its old ones are not used any more."""
-        offset = max(sum(self._half(0)), sum(self._half(1)))
+        offset = max(sum(half) for half in self._halves)
         os.ftruncate(self._fd, offset + size)
-        self._unmap()
-        self._map()
         slot = generation & 1
-        self._header[2 + 2 * slot] = offset
-        self._header[3 + 2 * slot] = size
-
-    def close(self) -> None:
-        self._unmap()
+        self._halves[slot] = offset, size
+        os.pwrite(self._fd, struct.pack("=2Q", offset, size), (2 + 2 * slot) * _U64.size)
 
 
 def _aligned(length: int) -> int:

@@ -3,12 +3,13 @@
 It powers processes on and watches them die, owns the media and the serial consoles, and answers the management
 socket through its front door. It is the direct parent of every process of the machine and asks the kernel to
 kill them all should it die: the plug was pulled.
+
+Longer than most: every message of a process, every death and every request comes by here, and is handed on.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -21,13 +22,14 @@ from vmbus_emu.machine.consoles import VM_DIED, Consoles
 from vmbus_emu.machine.crashes import HOST_ROLES, Crashes, last_words
 from vmbus_emu.machine.drain import Drain
 from vmbus_emu.machine.events import Events
-from vmbus_emu.machine.figures import Figures, process_row
+from vmbus_emu.machine.figures import Figures
+from vmbus_emu.machine.listing import Listing
 from vmbus_emu.machine.media import Medium
 from vmbus_emu.machine.orders import Orders
 from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.machine.power import ROOT_PROCESSES, BootFailed, Power
 from vmbus_emu.machine.recovery import Recovery, describe
-from vmbus_emu.machine.shutdown import Shutdown
+from vmbus_emu.machine.shutdown import Shutdown, phases
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.task import Future, Task
@@ -74,6 +76,9 @@ class Machine:
             policy_of(topology, self._specs["hypervisor"]) == "degraded", self.supervisor, self._recovery,
             self._events, self._reply,
         )  # fmt: skip
+        self._listing = Listing(
+            self.supervisor, self._specs, self._figures, self._recovery, self._beats, self._drain, self._fallen
+        )
         self._orders = Orders(
             loop, topology, self._specs, self.supervisor, self._recovery, self._drain, self._events, self._reply
         )
@@ -264,11 +269,13 @@ class Machine:
 
     def _component_process_died(self, process: Process, reason: str) -> None:
         self._power.cannot_boot(self._names[process.name], reason)
-        self._tell_of_death(process)
+        if "hypervisor" in self.supervisor.running:
+            self.supervisor.running["hypervisor"].line.send({"t": "died", "pid": process.pid})
         if self.state != "starting":
             if not self._drain.exited(process):
                 self._recovery.died(process)
             self._settle_state()
+        self._tell_of_death(process)
 
     def _settle_state(self) -> None:
         """What the machine as a whole is, by what its processes are."""
@@ -291,9 +298,8 @@ class Machine:
             self._power.start_front()
 
     def _tell_of_death(self, process: Process) -> None:
+        """To those who are not in the way of its replacement: whom a message wakes has the processor before us."""
         running = self.supervisor.running
-        if "hypervisor" in running:
-            running["hypervisor"].line.send({"t": "died", "pid": process.pid})
         for role in ROOT_PROCESSES:
             if role in running:
                 message = {"t": "peer_died", "name": process.name, "incarnation": process.incarnation}
@@ -366,42 +372,10 @@ class Machine:
             "topology": self.topology.to_dict(),
         }
 
-    # -- ps -----------------------------------------------------------------------------------------
-
     async def _ps(self, client: bytes, number: int) -> None:
-        asked = set(self.supervisor.running) & set(self._specs)  # zygotes, spares and the front door have no figures
-        stats = await self._figures.collect({name: self.supervisor.processes[name] for name in asked})
-        now = time.monotonic()
-        rows = [self._machine_row()]
-        for name, born in self._power.zygotes.items():
-            rows.append(process_row(name, "zygote", name, self.supervisor.processes.get(name), born.done))
-        for spec in self._specs.values():
-            process = self.supervisor.processes.get(spec.name)
-            for name, role in ((component.name, component.role) for component in spec.components):
-                ready = self._power.ready[name].done
-                row = process_row(name, role, spec.name, process, ready, stats.get(name, {}), now)
-                self._beats.show(row, process, spec.name in self._figures.hung)
-                if name in self._drain.off:
-                    row["state"] = "halted"
-                elif name in self._fallen:
-                    row["state"] = "dead"
-                elif spec.name in self._recovery.restarting and row["state"] == "dead":
-                    row["state"] = "restarting"
-                rows.append(row)
-            spare = self.supervisor.running.get(spec.name + SPARE)
-            if spare is not None:
-                rows.append(process_row(spare.name, spec.role, spare.name, spare, True))
+        counters = {"front_restarts": self._front_restarts, "refused": self._refused}
+        rows = await self._listing.rows(counters)
         self._reply(client, {"id": number, "info": self.info(), "rows": rows})
-
-    def _machine_row(self) -> Message:
-        front = self.supervisor.processes.get("front")
-        counters = {
-            "front_pid": front.pid if front else None,
-            "front_restarts": self._front_restarts,
-            "refused": self._refused,
-        }
-        row = process_row("machine", "machine", "machine", None, True, {"counters": counters})
-        return {**row, "pid": os.getpid(), "state": "ready", "incarnation": 1}
 
     # -- power off ----------------------------------------------------------------------------------
 
@@ -412,18 +386,11 @@ class Machine:
             self._power.off = True
             self._drain.stop("the machine is taken down")
             self._beats.end()
-            self._shutdown = Shutdown(self.loop, self.supervisor, self._phases(), report, self._gone)
+            guests = [self._hosts[vm] for vm in self._vms]
+            self._shutdown = Shutdown(self.loop, self.supervisor, phases(self._specs, guests), report, self._gone)
             self._shutdown.begin()
         else:
             self._shutdown.listeners.append(report)
-
-    def _phases(self) -> list[list[str]]:
-        """Guests first, then who serves them, the hypervisor last, and the door through which we report."""
-        guests = [self._hosts[vm] for vm in self._vms]
-        first = [*guests, "management"]
-        second = [name for name in self._specs if name not in first and name != "hypervisor"]
-        zygotes = [*placement.ZYGOTES.values(), *(name + SPARE for name in self._specs)]
-        return [[n for n in first if n != "hypervisor"] + zygotes, second, ["hypervisor"], ["front"]]
 
     def _gone(self) -> None:
         self.loop.stop()

@@ -1,8 +1,8 @@
 """Powering on: the order in which a machine's processes start, and what each is given before it may speak.
 
-A process gets its identity first (the hypervisor binds its pid to a virtual processor and says so), then its media,
+A process gets its identity first (the hypervisor is told to bind its pid to a virtual processor), then its media,
 then its configuration. The root partition's processes are started by the machine; every other partition's because
-the hypervisor asked for it (StartVirtualProcessor).
+the hypervisor asked for it (StartVirtualProcessor). A little long: to start the first time and again is one story.
 """
 
 from __future__ import annotations

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from vmbus_emu import placement
 from vmbus_emu.loop import Loop, Timer
-from vmbus_emu.machine.supervisor import Process, Supervisor
+from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 
 #: How long a process may take to stop when asked, before it is killed.
 GRACE_S = 2.0
 
 Report = Callable[[dict[str, Any]], Any]
+
+
+def phases(names: Iterable[str], guests: Sequence[str]) -> list[list[str]]:
+    """Of the processes ``names``: guests first, then who serves them, the hypervisor last, and the door through which
+    that is reported."""
+    first = [name for name in (*guests, "management") if name != "hypervisor"]
+    second = [name for name in names if name not in first and name != "hypervisor"]
+    zygotes = [*placement.ZYGOTES.values(), *(name + SPARE for name in names)]
+    return [first + zygotes, second, ["hypervisor"], ["front"]]
 
 
 class Shutdown:
