@@ -159,9 +159,12 @@ def past(machine: Machine) -> list[dict[str, Any]]:
 def test_watch_shows_the_whole_story_of_a_kill_in_its_order_and_ends_with_the_machine(lab: Lab) -> None:
     machine = up(lab, "disaggregated", "ring")
     program = lab.program("watch", "--name", "m", "--json", "--past")
+    assert program.stdout is not None
+    first = program.stdout.readline()               # now it watches
     machine.kill("storvsp")
     machine.down()
-    out, errors = program.communicate(timeout=20)
+    rest, errors = program.communicate(timeout=20)
+    out = first + rest
     assert (program.returncode, errors) == (0, b"")
     told = [json.loads(line) for line in out.splitlines()]
     story = [one["event"] for one in told if one.get("component") in ("storvsp", "vm1") and one.get("device") != "nic0"]
