@@ -21,6 +21,6 @@ fi
 if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest "$@"
 fi
-# Most of the time tests wait for processes, so three run at a time; what measures a share of the processors runs alone.
-.venv/bin/python -m pytest -q -n 3 --dist worksteal -m "not alone"
+# Most of the time tests wait for processes, so two run at a time; what measures a share of the processors runs alone.
+.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not alone"
 exec .venv/bin/python -m pytest -q -m alone
