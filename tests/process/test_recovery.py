@@ -191,3 +191,28 @@ def test_a_component_that_dies_at_every_start_is_tried_again_and_again_with_paus
          "it is back")
     lab.note()
     assert machine.exec("vm1", "null disk0 10", timeout=20).status == 0
+
+
+def test_a_reboot_waits_for_no_spare(lab: Lab, wait: Wait) -> None:
+    machine = lab.up("disaggregated", policy={"storvsp": "standby", "netvsp": "standby", "parent": "standby"})
+    for _ in range(5):
+        wait(lambda: sum(name.endswith(".spare") for name in lab.rows(machine)) == 3, "there are spares")
+        dead = lab.rows(machine)["hypervisor"]["pid"]
+        os.kill(dead, signal.SIGKILL)
+        wait(lambda: lab.rows(machine)["hypervisor"]["pid"] != dead and machine.info()["state"] == "ready",  # noqa: B023
+             "it is up again")
+    lab.note()
+
+
+def test_a_zygote_that_dies_before_it_is_ready_is_made_again(lab: Lab, wait: Wait) -> None:
+    machine = lab.up("disaggregated")
+    for _ in range(4):
+        row = lab.rows(machine)["zygote.storvsp"]
+        os.kill(row["pid"], signal.SIGKILL)
+        wait(lambda: lab.rows(machine)["zygote.storvsp"]["pid"] != row["pid"], "there is another one")  # noqa: B023
+    storvsp = lab.rows(machine)["storvsp"]["pid"]
+    os.kill(storvsp, signal.SIGKILL)
+    wait(lambda: lab.rows(machine)["storvsp"]["state"] == "ready" and lab.rows(machine)["storvsp"]["pid"] != storvsp,
+         "storvsp is back")
+    assert machine.exec("vm1", "null disk0 10").status == 0
+    lab.note()

@@ -89,6 +89,14 @@ def test_a_grant_ends_with_the_process_that_holds_its_descriptor(hypervisor: Hyp
     assert len(hypervisor.grants) == 2, "the owner's memory outlives its process"
 
 
+def test_what_was_granted_while_nobody_was_there_is_granted_anew_to_who_comes(hypervisor: Hypervisor) -> None:
+    hypervisor.bind((VSP, 0), 101)
+    hypervisor.died(101)
+    assert grant(hypervisor)[0] is S.SUCCESS        # its descriptor reached nobody
+    assert hypervisor.bind((VSP, 0), 102)
+    assert grant(hypervisor) == (S.SUCCESS, [HandOut(Grant(VM, VSP, GPA, PAGES, Access.READ | Access.WRITE))])
+
+
 @pytest.mark.parametrize("gone", [VM, VSP])
 def test_grants_end_with_either_side_and_none_begins_afterwards(hypervisor: Hypervisor, gone: int) -> None:
     grant(hypervisor)
