@@ -440,3 +440,8 @@ def test_placements_and_the_policies_that_bring_things_back_are_completed() -> N
     assert completed("vmbus-emu demo i") == ["isolation"]
     assert completed("vmbus-emu demo isolation --arch m") == ["microkernel", "monolithic"]
     assert completed("vmbus-emu demo isolation --policy parent=") == ["parent=restart", "parent=standby"]
+
+
+def test_a_demo_without_a_name_is_a_mistake_told_in_one_line() -> None:
+    result = CliRunner().invoke(cli, ["demo"])
+    assert (result.exit_code, result.stderr) == (2, "vmbus-emu: error: Missing command; see vmbus-emu demo --help\n")

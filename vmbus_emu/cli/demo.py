@@ -27,7 +27,7 @@ def _complete_policies(context: click.Context, parameter: click.Parameter, incom
     return [word for word in words if word.startswith(incomplete)]
 
 
-@click.group(short_help="Experiments that run by themselves.")
+@click.group(short_help="Experiments that run by themselves.", no_args_is_help=False)
 def demo() -> None:
     """Experiments that run by themselves, on machines of their own, and print what they showed.
 
