@@ -125,10 +125,15 @@ def entry(topology: Topology, role: str) -> str:
     return ENTRIES.get(f"{role}/{topology.transport}") or ENTRIES[role]
 
 
+def recovers(topology: Topology) -> bool:
+    """Whether a dead hypervisor's next incarnation goes on where it ended. By default it does not."""
+    return topology.policy.get("hypervisor") == "recover"
+
+
 def zygotes(topology: Topology) -> dict[str, str]:
     """The zygotes a machine has, by the role whose processes they bear."""
     roles = {spec.role for spec in processes(topology)}
-    if topology.policy.get("hypervisor") != "recover":
+    if not recovers(topology):
         roles.discard("hypervisor")  # nothing waits for another one: it is dead, or the machine reboots
     return {role: name for role, name in ZYGOTES.items() if role in roles}
 
@@ -199,7 +204,7 @@ def configuration(
         "components": names,
         "transport": topology.transport,
         "poll": topology.poll,
-        "hypervisor_recovers": topology.policy.get("hypervisor") == "recover",
+        "hypervisor_recovers": recovers(topology),
     }
     if "parent" in names:
         config["io_memory"] = {vm.name: io_memory(vm) for vm in topology.vms}

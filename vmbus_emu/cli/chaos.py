@@ -11,28 +11,18 @@ import click
 from vmbus_emu.cli.attach import attached
 from vmbus_emu.cli.errors import FAILED
 from vmbus_emu.cli.kill import fault_option
-from vmbus_emu.cli.options import complete_components, name_option
+from vmbus_emu.cli.options import complete_components, name_option, seconds
 from vmbus_emu.cli.runs import kill_line, kills_summary, verdict_lines, vm_lines
 from vmbus_emu.cli.table import plural
-
-
-def _seconds(context: click.Context, parameter: click.Parameter, value: str) -> float:
-    """Of a time such as ``500ms``, ``1s``, ``2m``."""
-    from vmbus_emu.faults import duration
-
-    try:
-        return duration(value)
-    except ValueError as error:
-        raise click.BadParameter(f'"{value}": {error}', context, parameter) from None
 
 
 @click.command(short_help="Kill components again and again under load, and look for lost writes.")
 @name_option
 @click.option("--kill", "components", metavar="COMPONENT", multiple=True, required=True,
               shell_complete=complete_components, help="What to kill; several are killed in turn; all: every one.")
-@click.option("--every", default="1s", show_default=True, metavar="TIME", callback=_seconds,
+@click.option("--every", default="1s", show_default=True, metavar="TIME", callback=seconds,
               help="One kill at a random moment in each period of this length.")
-@click.option("--for", "duration", default="60s", show_default=True, metavar="TIME", callback=_seconds,
+@click.option("--for", "duration", default="60s", show_default=True, metavar="TIME", callback=seconds,
               help="How long.")
 @fault_option
 @click.option("--seed", metavar="N", type=click.IntRange(0), help="The moments and places of another run, again.")

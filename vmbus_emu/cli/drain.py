@@ -9,23 +9,14 @@ import click
 
 from vmbus_emu.cli.attach import attached, named
 from vmbus_emu.cli.errors import FAILED, INTERRUPTED
-from vmbus_emu.cli.options import json_option, name_option
+from vmbus_emu.cli.options import json_option, name_option, seconds
 from vmbus_emu.cli.table import json_text, plural, printable
-
-
-def _grace(context: click.Context, parameter: click.Parameter, value: str) -> float:
-    from vmbus_emu.faults import duration
-
-    try:
-        return duration(value)
-    except ValueError as error:
-        raise click.BadParameter(f'"{value}": {error}', context, parameter) from None
 
 
 @click.command(short_help="Shut the VMs down in order, and reboot.")
 @name_option
 @json_option
-@click.option("--grace", default="10s", show_default=True, metavar="TIME", callback=_grace,
+@click.option("--grace", default="10s", show_default=True, metavar="TIME", callback=seconds,
               help="Kill a VM that has not shut down by then.")
 @click.pass_context
 def drain(context: click.Context, name: str, as_json: bool, grace: float) -> None:

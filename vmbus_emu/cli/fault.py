@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vmbus_emu.cli.attach import attached
-from vmbus_emu.cli.options import complete_components, json_option, name_option
+from vmbus_emu.cli.options import complete_components, json_option, name_option, seconds
 from vmbus_emu.cli.table import Column, json_text, render
 
 #: As they are typed, up to the value; :mod:`vmbus_emu.faults` says what fits which component.
@@ -22,20 +22,10 @@ def complete_lasting(context: click.Context, parameter: click.Parameter, incompl
     return [fault for fault in LASTING if fault.startswith(incomplete)]
 
 
-def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float:
-    """Of ``--for``; 0: not given."""
-    from vmbus_emu.faults import duration
-
-    try:
-        return 0.0 if value is None else duration(value)
-    except ValueError as error:
-        raise click.BadParameter(f'"{value}": {error}', context, parameter) from None
-
-
 @click.command(short_help="Make a driver slow, failing or lossy; without arguments: say which are.")
 @name_option
 @json_option
-@click.option("--for", "seconds", metavar="TIME", callback=_seconds, help="Clear it after this time.")
+@click.option("--for", "seconds", metavar="TIME", callback=seconds, help="Clear it after this time.")
 @click.option("--seed", default=0, metavar="N", type=click.IntRange(0, (1 << 63) - 1),
               help="Which requests it hits: the same with the same seed.  [default: 0]")
 @click.option("--clear", is_flag=True, help="Take the faults of COMPONENT away, or all.")

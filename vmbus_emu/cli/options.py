@@ -31,6 +31,16 @@ def _starting_with(words: Iterable[object], incomplete: str) -> list[str]:
     return [word for word in words if isinstance(word, str) and word.startswith(incomplete)]
 
 
+def seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float:
+    """A callback: the seconds of a time such as ``500ms``, ``1s``, ``2m``; 0: not given."""
+    from vmbus_emu.faults import duration
+
+    try:
+        return 0.0 if value is None else duration(value)
+    except ValueError as error:
+        raise click.BadParameter(f'"{value}": {error}', context, parameter) from None
+
+
 def complete_machines(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Names of running machines."""
     from vmbus_emu.runfolder import RunFolderError, list_machines

@@ -111,9 +111,8 @@ def _refuse(run: Run, component: str, fault: str, at: str = "") -> None:
 
 
 def _to_revive(run: Run, component: str) -> str:
-    rows = run.rows()
-    needed = all(rows[name]["state"] in ALIVE for name in ("hypervisor", "management"))
-    revivable = component in run.scene.vms and run.scene.arch != "monolithic" and needed
+    scene = run.scene
+    revivable = component in scene.vms and scene.arch != "monolithic" and scene.can_start_vms(run.rows())
     return f"vmbus-emu start {component} starts it" if revivable else "vmbus-emu ps shows what is alive"
 
 

@@ -172,17 +172,11 @@ class Run:
             first["over_ns"] = death["ns"]
         return death
 
-    def _has_died_since(self, vm: str, moment_ns: int) -> bool:
-        return any(
-            event["event"] == "died" and event["ns"] >= moment_ns and vm in (event["component"], *event["carried"])
-            for event in self._events
-        )
-
     def _load_again(self, deadline: float, start: bool) -> None:
         """Begin the loads of VMs that live again."""
         ended = [vm for vm, mine in self._loads.items() if any(load.died for load in mine.values())]
         rows = self.rows() if ended or start else {}
-        if start and all(rows[needed]["state"] in ALIVE for needed in ("hypervisor", "management")):
+        if start and self.scene.can_start_vms(rows):
             for vm in self._loads:
                 if rows[vm]["state"] == "dead" and rows[vm]["host"] == vm:
                     self._talk.ask("start", max(deadline - time.monotonic(), _GUEST_S), vm=vm)
@@ -247,7 +241,10 @@ class Run:
             self._vms.setdefault(vm, {})["survived"] = not self._has_died(vm)
 
     def _has_died(self, vm: str) -> bool:
-        return self._has_died_since(vm, 0) or any(load.died_once for load in self._loads[vm].values())
+        told = any(
+            event["event"] == "died" and vm in (event["component"], *event["carried"]) for event in self._events
+        )
+        return told or any(load.died_once for load in self._loads[vm].values())
 
     def _read_what_was_written(self) -> None:
         writing = [target for target in self._targets.values() if target.mix != "read"]

@@ -8,7 +8,7 @@ from typing import Any
 from vmbus_emu import placement
 from vmbus_emu.client.aftermath import Device, Expected
 from vmbus_emu.client.observer import SPAN, Target
-from vmbus_emu.machine.policy import policy_of
+from vmbus_emu.machine.policy import needed_by, policy_of
 from vmbus_emu.topology.data import Topology, VmSpec
 
 Row = Mapping[str, Any]
@@ -44,8 +44,7 @@ class Scene:
         if spec is None or threaded:  # a zygote or a spare, whose replacement nobody sees; a VM of the monolith
             return Expected(host, killed["pid"], "halt", ())
         policy = policy_of(self.topology, spec)
-        needed = {"hypervisor"} | ({"management"} if spec.role == "child" else set())
-        if any(rows[name]["state"] not in ALIVE for name in needed - {host}):
+        if any(rows[name]["state"] not in ALIVE for name in needed_by(spec.role)):
             policy = "halt"
         carried = {one.name for one in spec.components}
         served = [vsp for vsp in placement.VSPS if vsp in carried or "parent" in carried]
@@ -53,6 +52,11 @@ class Scene:
         return Expected(host, killed["pid"], policy, [
             device for vm in self.vms.values() if rows[vm.name]["state"] in ALIVE for device in _devices(vm, there)
         ])  # fmt: skip
+
+    @staticmethod
+    def can_start_vms(rows: Mapping[str, Row]) -> bool:
+        """Whether ``rows`` of ``ps`` show everybody alive who is needed for that."""
+        return all(rows[name]["state"] in ALIVE for name in needed_by("child"))
 
     def target(self, vm: str, lsblk: bytes, overwrite: bool | None, alive: Iterable[str]) -> Target:
         """What to look at in ``vm``. ``lsblk``: what that printed there. ``overwrite``: write on RAM disks, and if

@@ -66,6 +66,7 @@ class Orders:
         self._lasting: list[_Lasting] = []
         self._events = events
         self._reply = reply
+        self._specs = specs
         self._components = {c.name: (spec.name, c.role) for spec in specs.values() for c in spec.components}
         self.armed = Armed(topology, specs, supervisor, recovery, events)
 
@@ -201,7 +202,7 @@ class Orders:
                 f"{vm} cannot be started: the hypervisor is dead, and policy degraded replaces it by none",
                 "vmbus-emu drain shuts the VMs down in order and reboots",
             )
-        if not {"hypervisor", "management"} <= running.keys() | self._recovery.restarting:
+        if not self._recovery.can_be_replaced(self._specs[vm]):
             raise Refused(
                 f"{vm} cannot be started without hypervisor and management", "vmbus-emu ps shows which is dead"
             )

@@ -21,6 +21,7 @@ FIRST_DELAY_S = 0.01
 LAST_DELAY_S = 1.0
 #: Hypervisors in a row that do not get as far as listening, before the machine reboots: their ledger is at fault.
 MOST_TAKEOVERS = 3
+_NEEDED = {"hypervisor": frozenset[str](), "child": frozenset(("hypervisor", "management"))}
 
 
 def policy_of(topology: Topology, spec: ProcessSpec) -> str:
@@ -31,6 +32,12 @@ def policy_of(topology: Topology, spec: ProcessSpec) -> str:
         if name in topology.policy:
             return topology.policy[name]
     return DEFAULT_POLICY[role]
+
+
+def needed_by(role: str) -> frozenset[str]:
+    """Who must live for a process of ``role`` to be started anew: a hypervisor to give it its place, and for a VM,
+    management to ask for it."""
+    return _NEEDED.get(role, frozenset(("hypervisor",)))
 
 
 class Backoff:

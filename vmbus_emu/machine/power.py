@@ -18,7 +18,6 @@ from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine.identities import Identities
 from vmbus_emu.machine.media import Medium
-from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 from vmbus_emu.placement import ProcessSpec
 from vmbus_emu.protocol import hypercall as hv
@@ -61,8 +60,7 @@ class Power:
         self._media = media
         self._supervisor = supervisor
         self._specs = specs
-        recovers = policy_of(topology, specs["hypervisor"]) == "recover"
-        self._identities = Identities(topology, supervisor, recovers)
+        self._identities = Identities(topology, supervisor, placement.recovers(topology))
         self._places: dict[str, tuple[int, int]] = {}       # partition and VP of each component's process
         self._bearing: set[tuple[int, int]] = set()
         self._spares: dict[str, tuple[Process, socket.socket]] = {}

@@ -14,7 +14,7 @@ from vmbus_emu import placement
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine.events import Events
-from vmbus_emu.machine.policy import FIRST_DELAY_S, MOST_TAKEOVERS, Backoff, policy_of
+from vmbus_emu.machine.policy import FIRST_DELAY_S, MOST_TAKEOVERS, Backoff, needed_by, policy_of
 from vmbus_emu.machine.power import SPARE_AFTER_S, BootFailed, Power
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 from vmbus_emu.placement import ProcessSpec
@@ -108,7 +108,7 @@ class Recovery:
             self.reboot(f"{process.name} was {process.ending}")
         elif policy == "recover" and self._backoff.failures(spec.name) >= MOST_TAKEOVERS:
             self.reboot(f"{MOST_TAKEOVERS} hypervisors in a row could not take over, the last was {process.ending}")
-        elif policy in ("restart", "standby", "recover") and self._can_be_replaced(spec):
+        elif policy in ("restart", "standby", "recover") and self.can_be_replaced(spec):
             self.restarting.add(spec.name)
             delay = self._backoff.died(spec.name)
             if delay:
@@ -121,21 +121,14 @@ class Recovery:
         else:
             self._give_up(spec)
 
-    def _can_be_replaced(self, spec: ProcessSpec) -> bool:
-        """Whether there is, or will be again, a hypervisor to give the replacement its place, and for a VM, management
-        to ask for it."""
-        return self._needed_by(spec) <= self._supervisor.running.keys() | self.restarting
-
-    @staticmethod
-    def _needed_by(spec: ProcessSpec) -> set[str]:
-        if spec.role == "hypervisor":
-            return set()
-        return {"hypervisor", "management"} if spec.role == "child" else {"hypervisor"}
+    def can_be_replaced(self, spec: ProcessSpec) -> bool:
+        """Whether those it needs are there, or will be again."""
+        return needed_by(spec.role) <= self._supervisor.running.keys() | self.restarting
 
     def _restart(self, spec: ProcessSpec) -> None:
         if self.rebooting or self.power.off:
             return
-        if not self._can_be_replaced(spec):
+        if not self.can_be_replaced(spec):
             self.restarting.discard(spec.name)
             self._give_up(spec)
         elif spec.role != "child":
