@@ -50,6 +50,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
 @pytest.fixture(scope="session")
 def fuzz_scale(pytestconfig: pytest.Config) -> float:
     """By how much the numbers of cases in ``tests/fuzz`` are multiplied."""

@@ -2,6 +2,8 @@
 
 Nothing may raise; every call has exactly one reply; and what :meth:`World.check` names must hold after every step. The
 last test sends the same through the process's decoder, in envelopes nobody meant.
+
+Long, because the world that is checked and the calls made into it are one model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Who hangs: silence held against what /proc shows, over the time in which the machine itself ran on schedule."""
+"""Who hangs: silence held against what /proc shows, over the time in which the machine itself ran on schedule.
+
+Long, because each test is a course of some seconds, told reading by reading, over one pretended /proc.
+"""
 
 from __future__ import annotations
 

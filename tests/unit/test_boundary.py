@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -61,13 +61,6 @@ class Port:
     def arrive(self, frame: object) -> bool:
         assert self.receiver is not None
         return self.receiver(frame)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
 
 
 def test_a_completion_inside_submit_reaches_the_guest_with_the_lock_free(loop: Loop) -> None:

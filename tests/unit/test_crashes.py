@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,6 @@ def test_a_signals_and_an_exceptions_screen() -> None:
 def test_who_said_nothing_about_its_end_has_no_screen() -> None:
     assert last_words(["one", "two"]) == ("two", (), ["one", "two"])
     assert last_words([]) == ("", (), [])
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
 
 
 class Process:

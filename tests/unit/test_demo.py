@@ -1,4 +1,7 @@
-"""``demo isolation``: the table that its runs give, how it is printed, and that the documents hold it."""
+"""``demo isolation``: the table that its runs give, how it is printed, and that the documents hold it.
+
+Long, because the whole of a demonstration's answers is written out for each placement.
+"""
 
 from __future__ import annotations
 

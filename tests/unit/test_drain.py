@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,13 +12,6 @@ from vmbus_emu.machine.drain import Drain
 from vmbus_emu.machine.intake import Refused, understood
 
 VMS = ("vm1", "vm2", "vm3")
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
 
 
 class Line:

@@ -25,13 +25,6 @@ SLOW_S = 0.02
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def disk(loop: Loop) -> Iterator[BlockDevice]:
     fd = os.memfd_create("disk")
     os.truncate(fd, INFO.size_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,13 +32,6 @@ def sent(of: Process) -> list[Any]:
     line: Any = of.line
     messages: list[Any] = line.sent
     return messages
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
 
 
 # -- figures ------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The hypervisor's tables: partitions, privileges, ports, messages, events, deaths. No process, no socket.
 
 ``Bench`` plays the machine and lets any VP call; memory grants are in test_hypervisor_memory.py.
+
+Long, because it follows the hypercalls of the sheet, one test after another, over one bench.
 """
 
 from __future__ import annotations

@@ -5,18 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from vmbus_emu.loop import HANGUP, READ, WRITE, Loop
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
 
 
 def test_deferred_calls_run_in_order_and_what_they_defer_runs_a_round_later(loop: Loop) -> None:

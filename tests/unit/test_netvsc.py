@@ -9,7 +9,6 @@ from partitions.child import netvsc
 from partitions.child.netvsc import MAX_SENDS, LentBuffer, NetVsc
 from vmbus_emu.channel import channel_pair
 from vmbus_emu.device import PortInfo, Status
-from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import nvsp, rndis
 from vmbus_emu.protocol.packets import COMPLETION, COMPLETION_REQUESTED, GPA_DIRECT, IN_BAND, TRANSFER_PAGES
 
@@ -148,13 +147,6 @@ class Host:
                 at = section * nvsp.SECTION_BYTES
                 found.append((section, rndis.frames(bytes(self.send_memory[at : at + nbytes]))))
         return found
-
-
-@pytest.fixture
-def loop():
-    made = Loop()
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The VMBus provider among real tables: guests, VSPs here and elsewhere, their deaths. No process, no socket."""
+"""The VMBus provider among real tables: guests, VSPs here and elsewhere, their deaths. No process, no socket.
+
+Long, because the tables it plays for guests and VSPs serve every test.
+"""
 
 from __future__ import annotations
 

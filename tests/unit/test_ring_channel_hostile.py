@@ -142,13 +142,6 @@ def falls_asleep(poller: Poller) -> bool:
     return False
 
 
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
-
-
 @pytest.fixture(params=[NEVER, ADAPTIVE])
 def poller(loop: Loop, request: pytest.FixtureRequest) -> Poller:
     return Poller(loop, request.param)

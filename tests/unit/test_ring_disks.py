@@ -77,13 +77,6 @@ class Disk:
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def disks(loop: Loop) -> Iterator[tuple[Disk, Disk]]:
     """Two disks of one guest. Copies are made in pages they share, which hold one largest request."""
     memory = SharedMemory(4 * RING_PAGES + POOL_PAGES)

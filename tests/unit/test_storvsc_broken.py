@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from partitions.child.storvsc import StorVsc
@@ -12,13 +10,6 @@ from vmbus_emu.device import BLOCK_SIZE, BlockRequest, Buffer, Op, Status
 from vmbus_emu.loop import Loop
 
 BIG = 1 << 20
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
 
 
 class Breaking(Channel):

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from vmbus_emu.loop import Loop
 from vmbus_emu.task import Cancelled, DeadlinePassed, Future, Task, sleep, within
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
 
 
 def rounds(loop: Loop, count: int = 5) -> None:

@@ -2,6 +2,8 @@
 
 The disk is a model in memory that serves what is outstanding in any order that overlaps allow. Each liar is the same
 disk with one fault, and what it did is counted against a second, honest medium.
+
+Long, because every lie is told to the same model of a disk.
 """
 
 from __future__ import annotations
@@ -359,13 +361,6 @@ class Slow(Disk):
 
 
 INTERVAL_NS = 100_000
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
 
 
 @pytest.fixture
