@@ -40,7 +40,7 @@ PERIOD_S = 0.2
 #: Until a process that is silent is found to hang: the default bound.
 HANG_S = 0.5
 FAULTS = ("segv", "exit", "panic", "oom", "stop", "hang", "scribble")
-STEPS = ("detect_ms", "start_ms", "renegotiate_ms", "first_reply_ms")
+STEPS = ("detect_ms", "start_ms", "renegotiate_ms", "disk_reply_ms", "network_reply_ms")
 #: Footprints in a run of ``anything``.
 LOOKS = 5
 WRONG = ("lost", "unexpected", "duplicated")

@@ -105,6 +105,14 @@ def test_the_longest_of_several_gaps_counts() -> None:
     assert [one["first_reply_ms"] for one in found["kills"]] == [94, 35]    # nobody was interrupted: any reply
 
 
+def test_the_replies_of_disks_and_network_are_also_told_apart() -> None:
+    (one,) = judged(run(kills=[kill(100)]))["kills"]
+    assert (one["disk_reply_ms"], one["network_reply_ms"]) == (35, None)   # the network was not interrupted
+    detached = event(101, "detached", "vm1", device="nic0", resent=0)
+    (one,) = judged(run(kills=[kill(100)], events=[EVENTS[0], detached, *EVENTS[1:]]))["kills"]
+    assert (one["disk_reply_ms"], one["network_reply_ms"]) == (35, 2)
+
+
 def test_a_vm_that_was_killed_and_started_again_is_judged_over_both_lives() -> None:
     events = [died(101, "vm1"), event(110, "starting", "vm1", pid=8), event(115, "attached", "vm1", device="disk0",
               resent=0), event(118, "ready", "vm1", pid=8)]  # fmt: skip

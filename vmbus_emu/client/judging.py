@@ -190,7 +190,11 @@ def _timed(kill: Mapping[str, Any], window: Sequence[Event], served: Served) -> 
     seen = aftermath.steps(kill, window)
     replies = {key: _first_reply(killed, window, *key, served) for key in served}
     interrupted = [key for key in replies if aftermath.interrupted_ns(key[0], DEVICES[key[1]], window) is not None]
-    first = max((reply for key in interrupted or replies if (reply := replies[key]) is not None), default=None)
+    last = {
+        what: max((replies[key] or 0 for key in interrupted or replies if key[1] == what), default=0) or None
+        for what in DEVICES
+    }
+    first = max((reply for reply in last.values() if reply is not None), default=None)
     return {
         "missing": [], "waited_s": 0, **kill, **seen._asdict(), "first_reply_ns": first,
         "signal": kill["signal"] or aftermath.signal_of(kill, window),
@@ -198,6 +202,7 @@ def _timed(kill: Mapping[str, Any], window: Sequence[Event], served: Served) -> 
         "start_ms": _span(seen.died_ns, seen.ready_ns),
         "renegotiate_ms": _span(seen.ready_ns, seen.attached_ns),
         "first_reply_ms": _span(killed, first),
+        **{f"{what}_reply_ms": _span(killed, reply) for what, reply in last.items()},
     }  # fmt: skip
 
 
