@@ -7,6 +7,8 @@ When a channel is rescinded, or the parent partition is reset, the device stays 
 sent again on the channel of the next offer. It is given up only when the machine says that by policy nothing brings
 it back. Nothing that fails meanwhile is final, for its reason may have died with the host's incarnation: it is looked
 at again after a while, and is a failure if the same channel is there still.
+
+A little long: a device's way up and its way down are one story.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ _FINAL_AFTER_S = 0.5
 #: Between a fault of the host on a channel and the next attempt on the same channel, in seconds.
 _FIRST_REOPEN_S = 0.01
 _LAST_REOPEN_S = 1.0
+#: How long a NIC lets the disks go first, in seconds, at most. Both ask the same host, and a program without its disk
+#: stands still, while one without its network tries again.
+_DISKS_FIRST_S = 0.05
 
 
 @dataclass(slots=True)
@@ -48,6 +53,8 @@ class _Offered:
     gpadls: dict[str, int] = field(default_factory=dict)        # what for -> handle
     awaited: set[int] = field(default_factory=set)              # handles the host has not taken, or let go of, yet
     open_id: int = 0
+    #: Nothing more is awaited of it: it is attached, or failed.
+    settled: bool = False
     closing: bool = False
     reopen_after: float = _FIRST_REOPEN_S
 
@@ -81,6 +88,7 @@ class BusDriver:
         self._missing = set(self._devices)
         self._channels: dict[int, Channel] = {}
         self._offered_devices: dict[int, _Offered] = {}     # by relid
+        self._later: list[_Offered] = []                    # NICs that let the disks go first
         self._open_id = itertools.count(1)
         self._effects: deque[fx.ClientEffect] = deque()
         self._draining = False
@@ -160,7 +168,27 @@ class BusDriver:
             return
         vsp = "netvsp" if isinstance(device, NetVsc) else "storvsp"
         coming = self._offered_devices[offer.relid] = _Offered(offer, vsp, self._places[offer.instance])
-        self._lend(coming)
+        if vsp == "netvsp" and self._disks_are_coming():
+            self._later.append(coming)
+            self._loop.call_later(_DISKS_FIRST_S, self._lend_later_ones)
+        else:
+            self._lend(coming)
+
+    def _disks_are_coming(self) -> bool:
+        return any(one.vsp == "storvsp" and not one.settled for one in self._offered_devices.values())
+
+    def _settled(self, coming: _Offered | None) -> None:
+        """Nothing more is to be done for a device now."""
+        if coming is not None:
+            coming.settled = True
+        if self._later and not self._disks_are_coming():
+            self._lend_later_ones()
+
+    def _lend_later_ones(self) -> None:
+        later, self._later = self._later, []
+        for nic in later:
+            if self._offered_devices.get(nic.offer.relid) is nic:
+                self._lend(nic)
 
     def _lend(self, coming: _Offered) -> None:
         needs = self._links.nic_needs if coming.vsp == "netvsp" else self._links.disk_needs
@@ -222,6 +250,7 @@ class BusDriver:
         if not ok:
             self._failing(relid, "its device did not come up")
             return
+        self._settled(coming)
         coming.reopen_after = _FIRST_REOPEN_S
         device = self._devices[instance]
         self._on_event("attached", device.name, device.resubmitted)
@@ -231,6 +260,7 @@ class BusDriver:
 
     def _failing(self, relid: int, why: str) -> None:
         coming = self._offered_devices.get(relid)
+        self._settled(coming)
         self._log(f"vmbus: channel {relid}: {why}")
         self._loop.call_later(_FINAL_AFTER_S, self._failed_for_good, relid, coming, why)
 
@@ -253,6 +283,7 @@ class BusDriver:
             self._log(f"vmbus: channel {relid} rescinded, {_kind(coming.offer)} is gone")
             self._detach(coming)
         self._apply(self.client.release(relid))
+        self._settled(coming)
 
     def _detach(self, coming: _Offered) -> None:
         device = self._devices[coming.offer.instance]

@@ -32,6 +32,7 @@ class Guest:
     connection: Connection
     devices: dict[int, Device] = field(default_factory=dict)
     pid: int = 0
+    asked_for: bool = False
     waiting: list[bytes] = field(default_factory=list)
     backlog: int = 0
     refused: int = 0

@@ -96,6 +96,7 @@ class Provider:
         for partition, name, kind in partitions:
             if kind == "child":
                 self._add_guest(Guest(name, partition, Connection(require_ring_gpadl=self._ring)))
+                self._ask_for(self._guests[partition])  # now, for its answer comes before the guest's first word
             else:
                 self._vsp_partitions[partition] = name
             made.append(self._wiring.find_again(partition, kind == "child"))
@@ -192,16 +193,22 @@ class Provider:
         if guest.pid:
             self._apply(guest, guest.connection.receive(payload))
             return
-        guest.waiting.append(payload)
-        if len(guest.waiting) == 1:
-            block = hv.GET_PROPERTY.pack(guest.partition, Property.PROCESS_ID)
-            asked = self._vp.call(Code.GET_PARTITION_PROPERTY, block)
-            asked.then(lambda future: self._pid_known(guest, *future.result()))
-        elif len(guest.waiting) > hv.MESSAGE_BUFFERS_PER_PORT:
-            guest.waiting.pop()
+        if len(guest.waiting) >= hv.MESSAGE_BUFFERS_PER_PORT:
             self._refused(guest, "too many messages before its process was known")
+            return
+        guest.waiting.append(payload)
+        if not guest.asked_for:
+            self._ask_for(guest)
+
+    def _ask_for(self, guest: Guest) -> None:
+        """Ask the hypervisor which process stands in for it."""
+        guest.asked_for = True
+        block = hv.GET_PROPERTY.pack(guest.partition, Property.PROCESS_ID)
+        asked = self._vp.call(Code.GET_PARTITION_PROPERTY, block)
+        asked.then(lambda future: self._pid_known(guest, *future.result()))
 
     def _pid_known(self, guest: Guest, status: HvStatus, output: bytes) -> None:
+        guest.asked_for = False
         waiting, guest.waiting = guest.waiting, []
         if status is HvStatus.SUCCESS and not guest.gone:
             guest.pid = hv.PROPERTY_VALUE.unpack_from(output)[0]
