@@ -52,6 +52,7 @@ class _Offered:
     place: Place
     gpadls: dict[str, int] = field(default_factory=dict)        # what for -> handle
     awaited: set[int] = field(default_factory=set)              # handles the host has not taken, or let go of, yet
+    #: 0: not opened yet.
     open_id: int = 0
     #: Nothing more is awaited of it: it is attached, or failed.
     settled: bool = False
@@ -200,7 +201,8 @@ class BusDriver:
             coming.gpadls[purpose] = gpadl
             coming.awaited.add(gpadl)
             self._apply(effects)
-        if not needs:
+        # A device that was attached once does not wait for the answers: each round trip is time without it.
+        if not needs or coming.offer.instance not in self._missing:
             self._open(coming)
 
     def _gpadl_created(self, relid: int, gpadl: int, status: int) -> None:
@@ -209,7 +211,7 @@ class BusDriver:
             self._failing(relid, "the host does not take memory")
         elif coming is not None:
             coming.awaited.discard(gpadl)
-            if not coming.awaited:
+            if not coming.awaited and not coming.open_id:
                 self._open(coming)
 
     def _open(self, coming: _Offered) -> None:
@@ -224,6 +226,9 @@ class BusDriver:
         coming = self._offered_devices.get(relid)
         if status or coming is None:
             self._failing(relid, f"the host did not open it (status {status:#x})")
+            return
+        if coming.awaited:
+            self._failing(relid, "the host opened it before it took its memory")
             return
         instance = coming.offer.instance
         channel = self._links.connect(coming.vsp, coming.place, coming.offer, coming.open_id)
@@ -301,6 +306,7 @@ class BusDriver:
             return
         self._detach(coming)
         coming.closing = True
+        coming.open_id = 0
         coming.awaited = set(coming.gpadls.values())
         coming.gpadls.clear()
         for gpadl in list(coming.awaited):

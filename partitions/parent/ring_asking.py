@@ -1,15 +1,16 @@
 """What the VMBus provider asks of a VSP where memory is shared: :class:`~partitions.parent.asking.Asking` on ``ring``.
 
 The hypervisor comes first: the region of the guest's I/O memory is granted to the VSP's partition with the first GPADL
-in it, and each open channel has two doorbells. Those calls take time, so each device has a queue: what is asked about
-it reaches its VSP in the order in which it was asked. A process that does not need this does not load it.
+in it, and each open channel has two doorbells. Those calls take time. They are made at once, but each device has a
+queue, so that what is asked about it reaches its VSP in the order in which it was asked. A process that does not need
+this does not load it.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from partitions.parent.asking import Asking, Place
@@ -46,14 +47,19 @@ class RingAsking(Asking):
         return next(self._numbers)
 
     def open(self, found: tuple[VspSide, int], guest: Guest, device: Device, effect: fx.OpenDevice) -> None:
-        self._in_turn(device, self._open(found, guest, device, effect))
+        number = device.offer.connection_id
+        making = self._wiring.make_doorbells(guest.partition, found[1], number)
+        deleted = number not in self._doorbells     # those of an earlier opening, if there were any
+        at_once = Task(self._loop, making) if deleted else making
+        self._in_turn(device, self._open(found, guest, device, effect, at_once))
 
     async def _open(
-        self, found: tuple[VspSide, int], guest: Guest, device: Device, effect: fx.OpenDevice
+        self, found: tuple[VspSide, int], guest: Guest, device: Device, effect: fx.OpenDevice,
+        making: Awaitable[list[HvStatus]],
     ) -> None:
         vsp, partition = found
         number, request = device.offer.connection_id, effect.request
-        made = await self._wiring.make_doorbells(guest.partition, partition, number)
+        made = await making
         self._doorbells[number] = guest.partition, partition
         if any(status is not HvStatus.SUCCESS for status in made):
             self._log(f"{guest.name}: the hypervisor refused doorbells: {[status.name for status in made]}")
@@ -65,20 +71,24 @@ class RingAsking(Asking):
         )  # fmt: skip
 
     def accept(self, found: tuple[VspSide, int], guest: Guest, device: Device, effect: fx.AcceptGpadl) -> None:
-        self._in_turn(device, self._accept(found, guest, device, effect))
-
-    async def _accept(
-        self, found: tuple[VspSide, int], guest: Guest, device: Device, effect: fx.AcceptGpadl
-    ) -> None:
-        vsp, partition = found
         region = next((r for r in self._regions[guest.name] if r["vsp"] == device.vsp), None)
         if region is None or len(effect.ranges) != 1:
-            self._answers(device.vsp).gpadl_accepted(device.key, effect.gpadl, effect.ticket, False)
+            self._in_turn(device, self._refuse(device, effect))
             return
-        status = await self._wiring.grant(guest.partition, partition, region["gpa"], region["pages"])
+        granting = Task(self._loop, self._wiring.grant(guest.partition, found[1], region["gpa"], region["pages"]))
+        self._in_turn(device, self._accept(found[0], guest, device, effect, region, granting))
+
+    async def _refuse(self, device: Device, effect: fx.AcceptGpadl) -> None:
+        self._answers(device.vsp).gpadl_accepted(device.key, effect.gpadl, effect.ticket, False)
+
+    async def _accept(
+        self, vsp: VspSide, guest: Guest, device: Device, effect: fx.AcceptGpadl, region: Mapping[str, Any],
+        granting: Task[HvStatus],
+    ) -> None:
+        status = await granting
         if status not in (HvStatus.SUCCESS, HvStatus.OBJECT_IN_USE):
             self._log(f"{guest.name}: the hypervisor granted no memory: {status.name}")
-            self._answers(device.vsp).gpadl_accepted(device.key, effect.gpadl, effect.ticket, False)
+            await self._refuse(device, effect)
             return
         (lent,) = effect.ranges
         vsp.accept_gpadl(

@@ -162,6 +162,16 @@ def test_memory_is_granted_before_it_is_described_and_doorbells_before_the_open(
     assert bench.doorbell >= FIRST_DOORBELL
 
 
+def test_a_guest_need_not_wait_until_its_memory_is_taken(bench: Bench) -> None:
+    bench.post(*bench.gpadl(1), bench.open())
+    assert bench.awaits(wire.GpadlCreated).status == 0
+    assert bench.awaits(wire.OpenChannelResult).status == 0
+    assert bench.vsp.words == ["accept", "open"]
+    made = [type(effect) for effect in bench.handed]
+    assert made == [HandOut, HandDoorbell, HandDoorbell]
+    assert len(bench.doorbells()) == len({bench.place, bench.partition})
+
+
 def test_a_second_gpadl_needs_no_second_grant(bench: Bench) -> None:
     bench.post(*bench.gpadl(1), *bench.gpadl(2))
     assert [bench.awaits(wire.GpadlCreated).status for _ in range(2)] == [0, 0]

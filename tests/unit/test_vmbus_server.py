@@ -771,11 +771,21 @@ def test_open_with_rings_in_an_accepted_gpadl_reaches_the_device() -> None:
     assert opened.request.ring_gpadl == 5
 
 
-@pytest.mark.parametrize(("gpadl", "split", "accept"), [
-    (0, 4, True), (6, 4, True), (5, 4, False), (5, 0, True), (5, 1, True), (5, 7, True), (5, 0xFFFFFFFF, True),
-])
-def test_open_without_fitting_rings_is_answered_with_failure(gpadl: int, split: int, accept: bool) -> None:
-    bench = ring_bench(accept=accept)
+def test_open_with_rings_that_the_device_is_asked_to_take_is_asked_of_it_next() -> None:
+    """It comes to the same: the device answers both in this order, and refuses to open what it did not take."""
+    assert only(OpenDevice, ring_bench(accept=False).guest(OpenChannel(1, 1, 5, 0, 4, b""))).request.ring_gpadl == 5
+
+
+def test_open_with_rings_of_which_a_part_is_not_described_yet_is_answered_with_failure() -> None:
+    bench = Bench(require_ring_gpadl=True)
+    bench.note(bench.connection.receive(encode_gpadl(1, 5, [contiguous(0x100, 64 * 4096)])[0]))
+    assert bench.connection.gpadls.state(1, 5) is GpadlState.IN_PROGRESS
+    assert sent(bench.guest(OpenChannel(1, 3, 5, 0, 4, b""))) == [OpenChannelResult(1, 3, STATUS_FAILED)]
+
+
+@pytest.mark.parametrize(("gpadl", "split"), [(0, 4), (6, 4), (5, 0), (5, 1), (5, 7), (5, 0xFFFFFFFF)])
+def test_open_without_fitting_rings_is_answered_with_failure(gpadl: int, split: int) -> None:
+    bench = ring_bench()
     effects = bench.guest(OpenChannel(1, 3, gpadl, 0, split, b""))
     assert sent(effects) == [OpenChannelResult(1, 3, STATUS_FAILED)]
     assert kinds(effects) == [OpenChannelResult, Refused]

@@ -190,7 +190,7 @@ class ChannelBook:
             return None
         ranges = self.gpadls.ranges(request.relid, request.ring_gpadl)
         if ranges is None:
-            return f"GPADL {request.ring_gpadl:#x} is not an accepted one of this channel"
+            return f"GPADL {request.ring_gpadl:#x} is none that this channel's device has"
         return ring_fault(ranges, request.downstream_page_offset)
 
     def _open_result(self, channel: _Channel, status: int) -> bytes:

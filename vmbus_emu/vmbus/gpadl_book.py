@@ -27,6 +27,9 @@ from vmbus_emu.vmbus.gpadl import RangeCollector, Ranges
 #: After these the device owes no answer to what it was asked before (a following action may ask anew).
 _ENDS_QUESTION = frozenset((GpadlEvent.ACCEPTED, GpadlEvent.REJECTED, GpadlEvent.TORN_DOWN, GpadlEvent.REVOKE))
 
+#: The device has it, or is asked to take it before anything that the guest asks for next.
+_WITH_DEVICE = (GpadlState.OFFERED, GpadlState.ACCEPTED)
+
 
 @dataclass(slots=True)
 class _Gpadl:
@@ -62,9 +65,9 @@ class GpadlBook:
         return self._qwords
 
     def ranges(self, relid: int, number: int) -> Ranges | None:
-        """The ranges of a GPADL that the channel's device has accepted and keeps; ``None`` if it is not one."""
+        """The ranges of a GPADL that the channel's device keeps, or was asked to; ``None`` if it is not one."""
         gpadl = self._channels.get(relid, {}).get(number)
-        return gpadl.ranges if gpadl is not None and gpadl.state is GpadlState.ACCEPTED else None
+        return gpadl.ranges if gpadl is not None and gpadl.state in _WITH_DEVICE else None
 
     def state(self, relid: int, number: int) -> GpadlState | None:
         gpadl = self._channels.get(relid, {}).get(number)
