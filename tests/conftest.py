@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgpack
 import pytest
 
+from vmbus_emu.envelopes import apart
 from vmbus_emu.hypervisor import recovery
 from vmbus_emu.hypervisor.calls import execute, handed, receive
 from vmbus_emu.hypervisor.changes import snapshot
@@ -204,8 +205,9 @@ class Wires:
         incarnation = self.deaths
 
         def send(raw: bytes) -> bool:
-            if not self.cut and incarnation == self.deaths:  # otherwise it is lost, and nobody knows
-                self._received(vp, msgpack.unpackb(raw, use_list=False))
+            for envelope in apart(raw):
+                if not self.cut and incarnation == self.deaths:  # otherwise it is lost, and nobody knows
+                    self._received(vp, envelope)
             return not self.cut
 
         return SimpleNamespace(send=send, connect=lambda path: None, close=lambda: None)

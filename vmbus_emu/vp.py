@@ -13,12 +13,13 @@ was not acknowledged; the number of a message tells whether it was seen here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
 import zmq
 
+from vmbus_emu.envelopes import MAX_MESSAGE, apart, together
 from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Code, HvStatus, SynicMessage, control_word
@@ -56,7 +57,9 @@ class VirtualProcessor:
         self._connections: dict[int, _Connection] = {}
         self._seen = 0                              # the number of the last message
         self._taken: dict[int, int] = {}            # port -> the last number of its messages, for the next EOM
-        self._eom_due = False
+        self._outbox: list[bytes] = []              # what leaves at the end of this round of the loop
+        self._leaving: list[int] = []               # the calls in it
+        self._flush_due = False
         #: Set for a hypervisor that comes back after its death: calls that cannot be sent wait for :meth:`reconnect`.
         #: Otherwise they are refused with OPERATION_DENIED.
         self.recoverable = False
@@ -72,7 +75,7 @@ class VirtualProcessor:
         # Room for every call that may be under way, and as many envelopes of the other kinds.
         queue = 2 * hv.MAX_CALLS
         return ZmqPort(
-            self._loop, self._context, zmq.DEALER, self._received, max_message=hv.MAX_ENVELOPE, queue=queue
+            self._loop, self._context, zmq.DEALER, self._received, max_message=MAX_MESSAGE, queue=queue
         )
 
     def connect(self, path: str) -> None:
@@ -93,9 +96,11 @@ class VirtualProcessor:
             return
         self._path = path
         self._port.close()  # with what is still in it: it is asked for, or delivered, again
+        self._outbox.clear()
+        self._leaving.clear()
         self._port = self._make_port()
         self._port.connect(path)
-        self._tell_answered()  # also that we are here: what waits for us comes now
+        self._port.send(self._answered())  # also that we are here: what waits for us comes now
         self._unsent = deque(self._calls)
         self._send_waiting()
 
@@ -110,18 +115,40 @@ class VirtualProcessor:
         if self._abandoned or sequence - oldest >= hv.MAX_CALLS:
             return self._refuse(future)
         if oldest - self._told >= hv.CALLS_PER_ANSWERED:
-            self._tell_answered()
+            self._queue(self._answered())
         self._sequence = sequence
         envelope = self._pack((hv.TO_HYPERVISOR_CALL, sequence, control_word(code), block))
         self._calls[sequence] = future, envelope
         if self._unsent:
             self._unsent.append(sequence)
-        elif not self._port.send(envelope):
-            if not self.recoverable:
-                del self._calls[sequence]
-                return self._refuse(future)
-            self._unsent.append(sequence)
+        else:
+            self._leaving.append(sequence)
+            self._queue(envelope)
         return future
+
+    def _queue(self, envelope: bytes) -> None:
+        self._outbox.append(envelope)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Send what this round has brought. One end-of-message per port gives back all the buffers that it freed."""
+        self._flush_due = False
+        taken, outbox, leaving = self._taken, self._outbox, self._leaving
+        self._taken, self._outbox, self._leaving = {}, [], []
+        ends = [self._pack((hv.TO_HYPERVISOR_EOM, port, number)) for port, number in taken.items()]
+        if not all(self._port.send(message) for message, _ in together(ends + outbox)):
+            self._taken = taken     # with the next ones; what a dead hypervisor misses its successor delivers again
+            self._did_not_leave(leaving)
+
+    def _did_not_leave(self, calls: Sequence[int]) -> None:
+        """Some of them may have, but to ask again does no harm."""
+        if self.recoverable:
+            self._unsent.extend(calls)
+            return
+        for sequence in calls:
+            self._refuse(self._calls.pop(sequence)[0])
 
     def abandon(self) -> None:
         """The hypervisor is dead, and nothing replaces it: what it has not answered, and every further call, is
@@ -129,6 +156,8 @@ class VirtualProcessor:
         self._abandoned = True
         calls, self._calls = self._calls, {}
         self._unsent.clear()
+        self._outbox.clear()
+        self._leaving.clear()
         for future, _ in calls.values():
             self._refuse(future)
 
@@ -137,9 +166,10 @@ class VirtualProcessor:
         self._loop.call_soon(future.resolve, (HvStatus.OPERATION_DENIED, b""))
         return future
 
-    def _tell_answered(self) -> None:
+    def _answered(self) -> bytes:
         self._told = next(iter(self._calls), self._sequence + 1)
-        self._port.send(self._pack((hv.TO_HYPERVISOR_ANSWERED, self._told)))
+        packed: bytes = self._pack((hv.TO_HYPERVISOR_ANSWERED, self._told))
+        return packed
 
     def _send_waiting(self) -> None:
         """What could not be sent before, in its order."""
@@ -187,7 +217,11 @@ class VirtualProcessor:
     def _received(self, frames: list[zmq.Frame]) -> None:
         if self._unsent:  # it is alive and was only slow
             self._send_waiting()
-        match msgpack.unpackb(frames[0].buffer, use_list=False):  # the hypervisor is trusted
+        for envelope in apart(frames[0].buffer):  # the hypervisor is trusted
+            self._one(envelope)
+
+    def _one(self, envelope: Any) -> None:
+        match envelope:
             case (hv.TO_PARTITION_RESULT, int(sequence), int(result), bytes(output)):
                 answered = self._calls.pop(sequence, None)
                 if answered is not None:
@@ -201,22 +235,18 @@ class VirtualProcessor:
                         self.messages += 1
                         self.on_message(sint, message)
             case (hv.TO_PARTITION_EVENT, int(sint), int(flag)):
-                self._port.send(self._pack((hv.TO_HYPERVISOR_EVENT_SEEN, sint, flag)))
+                self._queue(self._pack((hv.TO_HYPERVISOR_EVENT_SEEN, sint, flag)))
                 self.on_event(sint, flag)
 
     def _take(self, port: int, number: int) -> None:
-        """Note the freed buffer; one EOM per port and round of the loop gives them all back."""
-        if not self._eom_due:
-            self._eom_due = True
-            self._loop.call_soon(self._end_of_messages)
+        """Note the freed buffer."""
         self._taken[port] = number
-
-    def _end_of_messages(self) -> None:
-        self._eom_due = False
-        for port, number in list(self._taken.items()):
-            if not self._port.send(self._pack((hv.TO_HYPERVISOR_EOM, port, number))):
-                return  # with the next one; and what a dead hypervisor misses comes again from its successor
-            del self._taken[port]
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
 
     def close(self) -> None:
+        """Nothing leaves any more; further calls are refused."""
+        self.abandon()
+        self._taken.clear()
         self._port.close()

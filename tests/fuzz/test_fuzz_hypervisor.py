@@ -323,7 +323,10 @@ def any_value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def envelope(rng: random.Random, sequence: int) -> bytes:
-    match rng.randrange(8):
+    match rng.randrange(9):
+        case 8:     # several in one message, or what looks like it
+            some = [envelope(rng, sequence) for _ in range(rng.randrange(5))]
+            return bytes((0x90 | (len(some) + (rng.random() < 0.1)),)) + b"".join(some)
         case 0:
             return rng.randbytes(rng.randrange(64))
         case 1:

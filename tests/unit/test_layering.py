@@ -27,7 +27,7 @@ DATA_PLANE = tuple(
 )
 
 #: What a partition's process stands on besides: the hypervisor's calls, the lifeline, the process itself.
-PROCESS = tuple(f"vmbus_emu.{name}" for name in ("vp", "lifeline", "node", "canary"))
+PROCESS = tuple(f"vmbus_emu.{name}" for name in ("vp", "envelopes", "lifeline", "node", "canary"))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from typing import Any
 import msgpack
 import zmq
 
+from vmbus_emu.envelopes import MAX_MESSAGE, apart, together
 from vmbus_emu.hypervisor import recovery
 from vmbus_emu.hypervisor.calls import handed, receive
 from vmbus_emu.hypervisor.changes import Change, snapshot
@@ -62,13 +63,14 @@ class HypervisorProcess:
         self._missing: set[Vp] | None = None
         self._vps: dict[int, Vp] = {}                # pid -> virtual processor
         self._routes: dict[Vp, bytes] = {}           # where its answers go
-        self._undelivered: dict[Vp, deque[tuple[Any, ...]]] = {}  # until the VP speaks
+        self._undelivered: dict[Vp, deque[bytes]] = {}  # until the VP speaks
+        self._outgoing: dict[Vp, list[bytes]] = {}   # what leaves when all that came together has been done
         self._descriptors = Descriptors()
         self._strangers = 0
         self._unreachable = 0
         self._pack = msgpack.Packer(autoreset=True).pack
         self._port = ZmqPort(
-            node.loop, node.context, zmq.ROUTER, self._received, max_message=hv.MAX_ENVELOPE, queue=4096
+            node.loop, node.context, zmq.ROUTER, self._received, max_message=MAX_MESSAGE, queue=4096
         )
 
     def start(self, config: Message) -> None:
@@ -114,6 +116,7 @@ class HypervisorProcess:
                 self._apply(effects)
             case "complete" if self._missing is not None:
                 self._go_on(self._missing)
+        self._flush()
 
     def _adopt(self, vp: Vp, pid: int, regions: Sequence[dict[str, int]], fds: list[int]) -> None:
         """Take what comes with a process that was just bound to ``vp``, if it was."""
@@ -153,12 +156,17 @@ class HypervisorProcess:
             self._strangers += 1
             return
         try:
-            envelope = msgpack.unpackb(frames[1].buffer, use_list=False)
+            envelopes = apart(frames[1].buffer)
         except (ValueError, TypeError, msgpack.UnpackException):
-            envelope = None
+            envelopes = (None,)
         self._routes[vp] = frames[0].bytes
         if vp in self._undelivered:
             self._deliver_waiting(vp)
+        for envelope in envelopes:
+            self._one(vp, envelope)
+        self._flush()
+
+    def _one(self, vp: Vp, envelope: Any) -> None:
         state = self._state
         match envelope:
             case (hv.TO_HYPERVISOR_CALL, int(sequence), int(control), bytes(block)):
@@ -216,24 +224,36 @@ class HypervisorProcess:
             self._write()
 
     def _send(self, vp: Vp, *envelope: Any) -> None:
-        if vp not in self._undelivered:
-            route = self._routes.get(vp)
-            if route is not None and self._port.send(route, self._pack(envelope)):
-                return
-        # It has not spoken yet, or does not read, or is dead, which the machine will tell. What waits keeps its order.
-        waiting = self._undelivered.setdefault(vp, deque())
-        if len(waiting) >= _MOST_WAITING or (envelope[0] == hv.TO_PARTITION_RESULT and len(waiting) >= hv.MAX_CALLS):
+        packed = self._pack(envelope)
+        waiting = self._undelivered.get(vp)
+        if waiting is None:
+            self._outgoing.setdefault(vp, []).append(packed)
+        elif len(waiting) >= (hv.MAX_CALLS if envelope[0] == hv.TO_PARTITION_RESULT else _MOST_WAITING):
             self._unreachable += 1
         else:
-            waiting.append(envelope)
+            waiting.append(packed)
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, {}
+        for vp, envelopes in outgoing.items():
+            left = self._deliver(vp, envelopes)
+            if left:  # it has not spoken yet, or does not read, or is dead, which the machine will tell
+                self._undelivered[vp] = deque(left)
+
+    def _deliver(self, vp: Vp, envelopes: Sequence[bytes]) -> Sequence[bytes]:
+        """What could not be sent."""
+        route = self._routes.get(vp)
+        sent = 0
+        for message, some in together(envelopes):
+            if route is None or not self._port.send(route, message):
+                return envelopes[sent:]
+            sent += len(some)
+        return ()
 
     def _deliver_waiting(self, vp: Vp) -> None:
-        waiting = self._undelivered[vp]
-        while waiting:
-            if not self._port.send(self._routes[vp], self._pack(waiting[0])):
-                return  # when it speaks again
-            waiting.popleft()
-        del self._undelivered[vp]
+        left = self._deliver(vp, list(self._undelivered.pop(vp)))
+        if left:  # when it speaks again
+            self._undelivered[vp] = deque(left)
 
     def stats(self) -> dict[str, dict[str, Any]]:
         counters = dataclasses.asdict(self._state.stats())

@@ -19,6 +19,7 @@ import zmq
 from partitions.child import commands
 from partitions.child.console import Session, Usage
 from partitions.child.process import ChildProcess
+from vmbus_emu import envelopes
 from vmbus_emu.lifeline import CHUNK, MAX_MESSAGE
 from vmbus_emu.node import Node
 from vmbus_emu.protocol import hypercall as hv
@@ -177,7 +178,7 @@ async def hypercalls(session: Session) -> None:
 
 async def hypercall_oversized(session: Session) -> None:
     made = dealer()
-    made.send(bytes(hv.MAX_ENVELOPE + 1))
+    made.send(bytes(envelopes.MAX_MESSAGE + 1))
     made.send(bytes(1 << 20))
     made.close()
     linked(dealer())
