@@ -31,6 +31,7 @@ from vmbus_emu.protocol.vmbus import NEGOTIABLE, OfferChannel, version_text
 from vmbus_emu.task import Future
 from vmbus_emu.vmbus import client_effects as fx
 from vmbus_emu.vmbus.client import ClientConnection
+from vmbus_emu.vmbus.client_channels import ClientChannelState
 from vmbus_emu.vp import VirtualProcessor
 
 #: Seconds after which what failed is looked at again.
@@ -38,6 +39,9 @@ _FINAL_AFTER_S = 0.5
 #: Between a fault of the host on a channel and the next attempt on the same channel, in seconds.
 _FIRST_REOPEN_S = 0.01
 _LAST_REOPEN_S = 1.0
+#: Seconds after which the host is told that the guest has let go of a channel. It offers the device anew without
+#: waiting for that, and this would be in the way of opening it.
+_RELEASE_AFTER_S = 0.01
 #: How long a NIC lets the disks go first, in seconds, at most. Both ask the same host, and a program without its disk
 #: stands still, while one without its network tries again.
 _DISKS_FIRST_S = 0.05
@@ -280,14 +284,21 @@ class BusDriver:
     # -- and down again -------------------------------------------------------------------------------
 
     def _rescinded(self, relid: int) -> None:
+        self._let_go(relid, "rescinded")
+        self._loop.call_later(_RELEASE_AFTER_S, self._release, relid)
+
+    def _release(self, relid: int) -> None:
+        if self.client.channel_state(relid) is ClientChannelState.RESCINDED:
+            self._apply(self.client.release(relid))
+
+    def _let_go(self, relid: int, why: str) -> None:
         coming = self._offered_devices.pop(relid, None)
         channel = self._channels.pop(relid, None)
         if channel is not None:
             channel.close()
         if coming is not None:
-            self._log(f"vmbus: channel {relid} rescinded, {_kind(coming.offer)} is gone")
+            self._log(f"vmbus: channel {relid} {why}, {_kind(coming.offer)} is gone")
             self._detach(coming)
-        self._apply(self.client.release(relid))
         self._settled(coming)
 
     def _detach(self, coming: _Offered) -> None:
@@ -335,7 +346,8 @@ class BusDriver:
         """The machine says that nothing brings ``vsp`` back."""
         for relid, coming in list(self._offered_devices.items()):
             if coming.vsp == vsp:
-                self._rescinded(relid)
+                self._let_go(relid, "given up")
+                self._apply(self.client.release(relid))
         for device in self._devices.values():
             if isinstance(device, NetVsc) == (vsp == "netvsp"):
                 self._give_up(device)

@@ -25,7 +25,7 @@ COPIES = "copies"
 
 # A storage region (vmbus_emu/placement.py): buffers, then the reserve, then each disk's rings.
 BUFFER_PAGES, RESERVE_PAGES = 2048, 256
-_DISK_RING_PAGES = 16, 16
+_DISK_RING_PAGES = 13, 13  # as many as one message describes
 #: Page 0 of each NIC's part of the network region: its rings, receive buffer, send buffer, and room for copies.
 _NIC_PAGES = 128
 _NIC_RING_PAGES = 12, 12

@@ -40,8 +40,8 @@ class Guest:
     gone: bool = False
 
     def has(self, instance: UUID) -> bool:
-        """Whether it knows a channel to this device, or has not let go of one."""
-        return any(device.offer.instance == instance for device in self.devices.values())
+        """Whether it was offered this device, and the device has not been revoked since."""
+        return any(device.offer.instance == instance for device in self.devices.values() if not device.revoked)
 
 
 class Devices:

@@ -285,7 +285,8 @@ class Provider:
                 self._offer_to(guest, device)
 
     def _offer_to(self, guest: Guest, device: Device) -> None:
-        """Offer the device, unless somebody has not let go of it, or of one in its place, yet: then later."""
+        """Offer the device, unless somebody has it, or one in its place, still. A guest that has to let go of one first
+        hears of that before this offer, for its messages keep their order."""
         if guest.gone or device.revoked or device.guest is not None or guest.has(device.offer.instance):
             return
         relid, effects = guest.connection.offer(device.offer)
