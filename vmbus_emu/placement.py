@@ -60,6 +60,8 @@ ZYGOTES = {
     "child": "zygote", "parent": "zygote.parent", "storvsp": "zygote.storvsp", "netvsp": "zygote.netvsp",
     "hypervisor": "zygote.hypervisor",
 }
+#: What a spare does while it waits.
+REHEARSAL_ENTRY = "partitions.parent.rehearsal:Rehearsal"
 ZYGOTE_ENTRY = "vmbus_emu.machine.zygote:Zygote"
 
 #: The VSPs by component name, loaded by the process that carries them.
@@ -151,6 +153,8 @@ def preloaded(topology: Topology, spec: ProcessSpec) -> list[str]:
     own += [VSPS[name] for name in names if name in VSPS]
     if "storvsp" in names:
         own += sorted({DRIVERS[disk.kind] for vm in topology.vms for disk in vm.disks})
+        if topology.policy.get(spec.role) == "standby":
+            own.append(REHEARSAL_ENTRY)
     if "netvsp" in names:
         own.append(DRIVERS["switch"])
     return own

@@ -15,6 +15,8 @@ a quarter of a megabyte in every VM (docs/decisions/0010-the-backend-of-pyzmq.md
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +65,7 @@ class ZmqPort:
         self._handler = handler
         self._marked = False
         self._closed = False
+        self._file = ""
         self._context = context
         socket = self._socket = Socket(context, kind)
         socket.set(zmq.LINGER, 0)
@@ -77,6 +80,7 @@ class ZmqPort:
     def bind(self, path: str) -> None:
         """Listen at a socket file. Raises ``zmq.ZMQError`` if the path is taken or too long (107 bytes)."""
         self._socket.bind("ipc://" + path)
+        self._file = path
         self._watch()
 
     def connect(self, path: str) -> None:
@@ -139,15 +143,22 @@ class ZmqPort:
         self._mark()
 
     def close(self) -> None:
-        """Close the socket; the socket file of a bound one disappears with it."""
+        """Close the socket, and remove the socket file of a bound one, which libzmq leaves."""
         if not self._closed:
             self._closed = True
             self._loop.unwatch(self._fd)
             self._socket.close(0)
+            self._remove_file()
+
+    def _remove_file(self) -> None:
+        if self._file:
+            with contextlib.suppress(FileNotFoundError):  # the machine sweeps, too
+                os.unlink(self._file)
 
     def flush_and_close(self, longest: float) -> None:
         """Close the socket when what was sent has left, or after ``longest`` seconds; ends the whole context."""
         self._closed = True
         self._loop.unwatch(self._fd)
         self._socket.close(int(longest * 1000))
+        self._remove_file()
         self._context.term()

@@ -29,6 +29,7 @@ from vmbus_emu.vp import VirtualProcessor
 
 if TYPE_CHECKING:
     from partitions.faults import DriverFaults
+    from partitions.parent.rehearsal import Rehearsal
 
 #: Channels a process can serve: one ZeroMQ socket each. libzmq allocates 12 bytes for each at the start.
 MAX_CHANNELS = 16384
@@ -55,6 +56,10 @@ class VspCarrier:
         self.vp = VirtualProcessor(node.loop, node.context)
         self.disks = Disks()
         self.vsps: dict[str, VspComponent] = {}
+        self._rehearsal: Rehearsal | None = None
+
+    def start(self, config: Message) -> None:
+        raise NotImplementedError
 
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "medium":
@@ -65,6 +70,7 @@ class VspCarrier:
             self.vp.abandon()
         elif message["t"] == "prepare":
             self.prepare(message["config"])
+            self._rehearse(message["config"])
         elif message["t"] == "fault":
             self._faults.handle(message)
 
@@ -91,6 +97,15 @@ class VspCarrier:
         if "netvsp" in config:
             self.vsps["netvsp"] = load(config["netvsp"]["entry"])(self.node, config)
 
+    def _rehearse(self, config: Message) -> None:
+        if config.get("storvsp", {}).get("disks"):
+            self._rehearsal = load("partitions.parent.rehearsal:Rehearsal")(type(self), self.node, config)
+
+    def end_rehearsal(self) -> None:
+        """The spare is needed."""
+        if self._rehearsal is not None:
+            self._rehearsal.end()
+
     def stats(self) -> dict[str, Mapping[str, Any]]:
         return {name: vsp.stats() for name, vsp in self.vsps.items()}
 
@@ -103,6 +118,7 @@ class ParentProcess(VspCarrier):
         self._provider = Provider(node.loop, self.vp, node.log, self._good)
 
     def start(self, config: Message) -> None:
+        self.end_rehearsal()
         if config["transport"] == "ring":
             self._provider.share_memory(config["io_memory"])
         self.prepare(config)
@@ -141,6 +157,7 @@ class VspProcess(VspCarrier):
         self._provider: RemoteProvider | None = None
 
     def start(self, config: Message) -> None:
+        self.end_rehearsal()
         self.prepare(config)
         self.vp.on_message = self._message
         self.vp.connect(config["socket"])

@@ -18,7 +18,8 @@ from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine.identities import Identities
 from vmbus_emu.machine.media import Medium
-from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
+from vmbus_emu.machine.spares import Spares
+from vmbus_emu.machine.supervisor import Process, Supervisor
 from vmbus_emu.placement import ProcessSpec
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.runfolder import RunFolder
@@ -63,7 +64,7 @@ class Power:
         self._identities = Identities(topology, supervisor, placement.recovers(topology))
         self._places: dict[str, tuple[int, int]] = {}       # partition and VP of each component's process
         self._bearing: set[tuple[int, int]] = set()
-        self._spares: dict[str, tuple[Process, socket.socket]] = {}
+        self._spares = Spares(supervisor)
         self._front_ready: Future[None] = Future()
         self._booted = False
         self.zygotes: dict[str, Future[None]] = {}
@@ -172,14 +173,7 @@ class Power:
         """A new process in the place of one that is dead and reaped; ``None`` if it did not get that far."""
         for component in spec.components:
             self.ready[component.name] = Future()
-        spare = self._spares.pop(spec.name, None)
-        if spare is not None and spare[0].incarnation < self._supervisor.processes[spec.name].incarnation:
-            # It was asked for before the one that died. Who has spoken with that one listens to no earlier incarnation.
-            self._supervisor.kill(spare[0])
-            spare[1].close()
-            spare = None
-        if spare is not None:
-            self._supervisor.promote(spare[0])
+        spare = self._spares.take(spec.name)
         born = spare or await self._born(spec)
         if born is None or self.off:
             return None
@@ -205,7 +199,7 @@ class Power:
             self._supervisor.kill(born[0])
             born[1].close()
             return
-        self._spares[spec.name] = born
+        self._spares.keep(spec.name, born)
         self._send_media(born[0], spec)
         born[0].line.send({"t": "prepare", "config": self._config(spec, born[0])})
 
@@ -213,11 +207,7 @@ class Power:
         """A process was reaped: nobody waits for it any more."""
         self._identities.exited(process)
         self._loop.call_later(SWEEP_AFTER_S, self._sweep, process)
-        name = process.name.removesuffix(SPARE)
-        spare = self._spares.get(name)
-        if spare is not None and spare[0] is process:
-            spare[1].close()
-            del self._spares[name]
+        self._spares.exited(process)
 
     def _sweep(self, process: Process) -> None:
         """Remove the socket files of a process that had no time for that."""
