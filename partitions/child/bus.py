@@ -284,20 +284,20 @@ class BusDriver:
     # -- and down again -------------------------------------------------------------------------------
 
     def _rescinded(self, relid: int) -> None:
-        self._let_go(relid, "rescinded")
+        self._let_go(relid)
         self._loop.call_later(_RELEASE_AFTER_S, self._release, relid)
 
     def _release(self, relid: int) -> None:
         if self.client.channel_state(relid) is ClientChannelState.RESCINDED:
             self._apply(self.client.release(relid))
 
-    def _let_go(self, relid: int, why: str) -> None:
+    def _let_go(self, relid: int) -> None:
         coming = self._offered_devices.pop(relid, None)
         channel = self._channels.pop(relid, None)
         if channel is not None:
             channel.close()
         if coming is not None:
-            self._log(f"vmbus: channel {relid} {why}, {_kind(coming.offer)} is gone")
+            self._log(f"vmbus: channel {relid} rescinded, {_kind(coming.offer)} is gone")
             self._detach(coming)
         self._settled(coming)
 
@@ -346,7 +346,7 @@ class BusDriver:
         """The machine says that nothing brings ``vsp`` back."""
         for relid, coming in list(self._offered_devices.items()):
             if coming.vsp == vsp:
-                self._let_go(relid, "given up")
+                self._let_go(relid)
                 self._apply(self.client.release(relid))
         for device in self._devices.values():
             if isinstance(device, NetVsc) == (vsp == "netvsp"):

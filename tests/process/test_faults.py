@@ -66,7 +66,7 @@ node = Node(Birth("m", name, spec.entry, "/", 1, 0), socket.socketpair()[0], Non
 carrier = VspCarrier(node)
 for vm in topology.vms:
     carrier.handle({"t": "medium", "name": vm.name + ".disk0", "info": {"block_count": 2048}}, [])
-carrier.handle({"t": "prepare", "config": configuration(topology, spec, 1, "", "")}, [])
+carrier.prepare(configuration(topology, spec, 1, "", ""))
 
 def fault(component, fault, value):
     carrier.handle({"t": "fault", "fault": fault, "value": value, "components": [component]}, [])

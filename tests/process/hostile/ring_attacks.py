@@ -238,6 +238,7 @@ async def unfit_rings(driver: Any, relid: int) -> list[int]:
         driver._opened = lambda relid, status, opened=opened: opened.resolve(status)
         gpadl, effects = driver.client.create_gpadl(relid, (driver._links.range(coming.vsp, coming.place, RING),))
         coming.gpadls[RING] = gpadl
+        coming.open_id = 0
         driver._apply(effects)      # and it opens when the host has taken it
         answers.append(await opened)
     return answers
