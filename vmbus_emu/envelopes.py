@@ -30,8 +30,11 @@ def together(envelopes: Sequence[bytes]) -> Iterator[tuple[bytes, Sequence[bytes
 def apart(message: Any) -> Sequence[Any]:
     """The envelopes in a message, unpacked. Those of a stranger may be anything.
 
-    Raises ``ValueError``, ``TypeError`` or ``msgpack.UnpackException`` if it is not msgpack.
+    Raises ``ValueError``, ``TypeError`` or ``msgpack.UnpackException`` if it is not msgpack, or more than :data:`MOST`.
     """
     unpacked = msgpack.unpackb(message, use_list=False)
-    several = isinstance(unpacked, tuple) and unpacked and isinstance(unpacked[0], tuple)
-    return unpacked if several else (unpacked,)
+    if not isinstance(unpacked, tuple) or not unpacked or not isinstance(unpacked[0], tuple):
+        return (unpacked,)
+    if len(unpacked) > MOST:
+        raise ValueError(f"{len(unpacked)} envelopes in one message")
+    return unpacked

@@ -138,12 +138,18 @@ class VirtualProcessor:
         taken, outbox, leaving = self._taken, self._outbox, self._leaving
         self._taken, self._outbox, self._leaving = {}, [], []
         ends = [self._pack((hv.TO_HYPERVISOR_EOM, port, number)) for port, number in taken.items()]
-        if not all(self._port.send(message) for message, _ in together(ends + outbox)):
+        sent = 0
+        for message, some in together(ends + outbox):
+            if not self._port.send(message):
+                break
+            sent += len(some)
+        if sent < len(ends):
             self._taken = taken     # with the next ones; what a dead hypervisor misses its successor delivers again
-            self._did_not_leave(leaving)
+        if sent < len(ends) + len(outbox):
+            left, calls = set((ends + outbox)[sent:]), self._calls
+            self._did_not_leave([number for number in leaving if number in calls and calls[number][1] in left])
 
     def _did_not_leave(self, calls: Sequence[int]) -> None:
-        """Some of them may have, but to ask again does no harm."""
         if self.recoverable:
             self._unsent.extend(calls)
             return
@@ -218,7 +224,8 @@ class VirtualProcessor:
         if self._unsent:  # it is alive and was only slow
             self._send_waiting()
         for envelope in apart(frames[0].buffer):  # the hypervisor is trusted
-            self._one(envelope)
+            if not self._abandoned:
+                self._one(envelope)
 
     def _one(self, envelope: Any) -> None:
         match envelope:

@@ -31,7 +31,7 @@ from vmbus_emu.protocol.vmbus import NEGOTIABLE, OfferChannel, version_text
 from vmbus_emu.task import Future
 from vmbus_emu.vmbus import client_effects as fx
 from vmbus_emu.vmbus.client import ClientConnection
-from vmbus_emu.vmbus.client_channels import ClientChannelState
+from vmbus_emu.vmbus.client_channels import ClientChannelState, ClientGpadlState
 from vmbus_emu.vp import VirtualProcessor
 
 #: Seconds after which what failed is looked at again.
@@ -274,8 +274,18 @@ class BusDriver:
         self._loop.call_later(_FINAL_AFTER_S, self._failed_for_good, relid, coming, why)
 
     def _failed_for_good(self, relid: int, coming: _Offered | None, why: str) -> None:
-        if coming is not None and self._offered_devices.get(relid) is coming and coming.offer.instance in self._missing:
+        if coming is None or self._offered_devices.get(relid) is not coming or coming.closing:
+            return
+        if coming.offer.instance in self._missing:
             self._fail(f"vmbus: channel {relid}: {why}")
+            return
+        creating = any(self.client.gpadl_state(one) is ClientGpadlState.CREATING for one in coming.gpadls.values())
+        if creating or self.client.channel_state(relid) is ClientChannelState.OPENING:
+            self._loop.call_later(_FINAL_AFTER_S, self._failed_for_good, relid, coming, why)
+            return
+        self._apply(self.client.close(relid))
+        self._devices[coming.offer.instance].detach()
+        self._take_back(coming)
 
     def _fail(self, why: str) -> None:
         self._log(why)
@@ -299,6 +309,7 @@ class BusDriver:
         if coming is not None:
             self._log(f"vmbus: channel {relid} rescinded, {_kind(coming.offer)} is gone")
             self._detach(coming)
+            self._links.forget(coming.offer)
         self._settled(coming)
 
     def _detach(self, coming: _Offered) -> None:
@@ -316,6 +327,10 @@ class BusDriver:
         if coming is None:
             return
         self._detach(coming)
+        self._take_back(coming)
+
+    def _take_back(self, coming: _Offered) -> None:
+        """All that was lent, and then try again."""
         coming.closing = True
         coming.open_id = 0
         coming.awaited = set(coming.gpadls.values())
@@ -347,7 +362,8 @@ class BusDriver:
         for relid, coming in list(self._offered_devices.items()):
             if coming.vsp == vsp:
                 self._let_go(relid)
-                self._apply(self.client.release(relid))
+                if self.client.channel_state(relid) is not ClientChannelState.OPENING:  # its result comes first
+                    self._apply(self.client.release(relid))
         for device in self._devices.values():
             if isinstance(device, NetVsc) == (vsp == "netvsp"):
                 self._give_up(device)

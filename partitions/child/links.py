@@ -94,6 +94,9 @@ class Links:
         channel.connect(os.path.join(self._folder, f"{endpoint}.{open_id:x}"))
         return channel
 
+    def forget(self, offer: OfferChannel) -> None:
+        """The channel goes: what was handed over for it and not used goes with it."""
+
     def counters(self) -> dict[str, int]:
         """What the transport counts, for ``ps``."""
         return {}

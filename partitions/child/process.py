@@ -35,6 +35,7 @@ class ChildProcess:
     def start(self, config: Message) -> None:
         node = self._node
         (guest,) = config["guests"]
+        node.max_sockets += len(guest["disks"]) + len(guest["nics"])    # each device may have one of its own
         links = self.links(node, config, guest)
         disks = {name: StorVsc(node.loop, name, self._kernel_log, links.allocate) for name in guest["disks"]}
         nics = {name: NetVsc(node.loop, name, self._kernel_log) for name in guest["nics"]}

@@ -61,11 +61,9 @@ class RingLinks(Links):
 
     def connect(self, vsp: str, place: Place, offer: OfferChannel, open_id: int) -> Channel | str:
         node = self._node
-        bell, peer_bell = node.inbox.take_port(offer.connection_id), node.inbox.take_connection(offer.connection_id)
+        bell, peer_bell = self._doorbells(offer)
         if bell is None or peer_bell is None:
-            for fd in (bell, peer_bell):
-                if fd is not None:
-                    os.close(fd)
+            _close(bell, peer_bell)
             return "its doorbells were not handed over"
         first, pages = place.parts[RING]
         middle = first + place.downstream
@@ -81,8 +79,21 @@ class RingLinks(Links):
         self._counters.add(channel)
         return channel
 
+    def _doorbells(self, offer: OfferChannel) -> tuple[int | None, int | None]:
+        inbox = self._node.inbox
+        return inbox.take_port(offer.connection_id), inbox.take_connection(offer.connection_id)
+
+    def forget(self, offer: OfferChannel) -> None:
+        _close(*self._doorbells(offer))
+
     def counters(self) -> dict[str, int]:
         return self._counters.counters()
+
+
+def _close(*descriptors: int | None) -> None:
+    for fd in descriptors:
+        if fd is not None:
+            os.close(fd)
 
 
 class RingChildProcess(ChildProcess):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from partitions.parent.process import VspCarrier
     from vmbus_emu.node import Node
 
+_DRIVER = "drivers.disk:ram_disk"
 #: It ends by itself in some ten milliseconds; or, if it does not, after so many seconds.
 _LONGEST_S = 0.5
 #: After the end its requests are all refused; so long, and nothing is under way any more.
@@ -197,7 +198,8 @@ class Rehearsal:
 
     def __init__(self, kind: Callable[[Any], VspCarrier], node: Node, config: Message) -> None:
         """``kind`` is the component that ``node`` carries, ``config`` what it was told to prepare for, with a disk."""
-        disk = config["storvsp"]["disks"][0]
+        # Of a memory file that another driver would read in a worker, which nobody ends.
+        disk = {**config["storvsp"]["disks"][0], "driver": _DRIVER}
         names = config["storvsp"]["channels"] + "r"
         folder = config["channels"]
         self._vm = disk["vm"]
@@ -292,8 +294,9 @@ class Rehearsal:
         if component is None:
             return
         component.vp.close()
-        component.handle({"t": "peer_died", "name": self._vm, "incarnation": 1}, [])    # heard by a provider,
-        component.vp.on_message(hv.SINT_VMBUS, hv.SynicMessage(hv.MESSAGE_PARENT_RESET, 0, b""))    # and by a VSP
+        # A provider listens to the first, a VSP to the second.
+        component.handle({"t": "peer_died", "name": self._vm, "incarnation": 1, "partition": _GUEST}, [])
+        component.vp.on_message(hv.SINT_VMBUS, hv.SynicMessage(hv.MESSAGE_PARENT_RESET, 0, b""))
         for vsp in component.vsps.values():
             vsp.partition_gone(_GUEST, self._vm)
         self._hypervisor.close()

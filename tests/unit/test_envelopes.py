@@ -23,6 +23,11 @@ def test_the_longest_envelopes_fit_together() -> None:
     assert len(message) == MAX_MESSAGE
 
 
+def test_more_envelopes_than_a_message_may_have_are_refused() -> None:
+    with pytest.raises(ValueError, match="16 envelopes"):
+        apart(msgpack.packb([(1, 2)] * (MOST + 1)))
+
+
 @pytest.mark.parametrize("strange", [7, None, (), ((),), ((), 3), b"", "text", {}, (1, (2, 3))])
 def test_what_a_stranger_sends_is_told_apart_without_a_fault(strange: object) -> None:
     several = isinstance(strange, tuple) and bool(strange) and isinstance(strange[0], tuple)

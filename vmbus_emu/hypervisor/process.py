@@ -70,7 +70,7 @@ class HypervisorProcess:
         self._unreachable = 0
         self._pack = msgpack.Packer(autoreset=True).pack
         self._port = ZmqPort(
-            node.loop, node.context, zmq.ROUTER, self._received, max_message=MAX_MESSAGE, queue=4096
+            node.loop, node.context, zmq.ROUTER, self._received, max_message=MAX_MESSAGE, queue=512
         )
 
     def start(self, config: Message) -> None:

@@ -73,6 +73,10 @@ class ChannelBook:
         return not len(self.gpadls) and all(
             channel.state is ChannelState.CLIENT_RELEASED for channel in self._channels.values())
 
+    @property
+    def has_room(self) -> bool:
+        return len(self._channels) < min(self._limits.channels, MAX_RELID)
+
     # -- from the host ----------------------------------------------------------------------------
 
     def add(self, offer: Offer) -> int | str:
@@ -82,7 +86,7 @@ class ChannelBook:
             theirs = (other.offer.interface, other.offer.instance, other.offer.sub_channel_index)
             if theirs == same and other.state is not ChannelState.REVOKED:
                 return f"already offered as relid {other.relid}"
-        if len(self._channels) >= min(self._limits.channels, MAX_RELID):
+        if not self.has_room:
             return f"no room for more than {len(self._channels)} channels"
         relid = next(number for number in itertools.count(1) if number not in self._channels)
         self._channels[relid] = _Channel(relid, offer, next(self._orders))

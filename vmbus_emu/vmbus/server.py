@@ -118,6 +118,11 @@ class Connection:
         """Every channel that exists here, known to the guest or not."""
         return self._channels.relids
 
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for one more channel."""
+        return self._channels.has_room
+
     def channel_state(self, relid: int) -> ChannelState | None:
         """``None``: there is no such channel (any more)."""
         return self._channels.state(relid)
