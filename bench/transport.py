@@ -20,7 +20,6 @@ Sections (all by default):
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -37,6 +36,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from bench.runner import available, measured_baseline
 from vmbus_emu.client import Machine
 
 IMAGE_BYTES = 64 << 20
@@ -117,8 +117,15 @@ class Guest:
         return figures
 
 
-def peer(*arguments: object) -> Row:
-    command = [sys.executable, "-m", "bench.peers", *map(str, arguments)]
+def peer(name: str, seconds: float = 0.5) -> Row:
+    latencies = measured_baseline(name, seconds)
+    if latencies is None:
+        raise SystemExit(f"{name} cannot be measured here")
+    return {"p50_us": statistics.median(latencies) / 1000}
+
+
+def preadv(image: Path, size: int, count: int) -> Row:
+    command = [sys.executable, "-m", "bench.baselines", "preadv", *map(str, (image, size, count, IMAGE_BYTES))]
     figures: Row = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
     return figures
 
@@ -185,9 +192,9 @@ def null(rounds: int, image: Path) -> None:
     contenders: dict[str, Callable[[], Row]] = {
         setup.name: _in_guest(setup, image, trips) for setup in (CALL, ZMQ, RING, BLOCKING, ONE_CORE)
     }
-    peers = ["bare", "pipe"] + (["iceoryx2"] if importlib.util.find_spec("iceoryx2") else [])
+    peers = available(("pyzmq-msgpack", "mp-pipe", "iceoryx2"))
     for name in peers:
-        contenders[name] = lambda name=name: peer(name, 5000)  # type: ignore[misc]
+        contenders[name] = lambda name=name: peer(name)  # type: ignore[misc]
     table = Table()
     for _ in range(rounds):
         table.round(contenders)
@@ -195,7 +202,7 @@ def null(rounds: int, image: Path) -> None:
     for name in contenders:
         table.line(name, "p50_us", "us")
     for name in (ZMQ.name, RING.name, BLOCKING.name, ONE_CORE.name):
-        table.ratio(name, "p50_us", "bare")
+        table.ratio(name, "p50_us", "pyzmq-msgpack")
     for name in peers[1:]:
         table.ratio(RING.name, "p50_us", name)
 
@@ -240,7 +247,7 @@ def large(rounds: int, image: Path) -> None:
     setups = (CALL, ZMQ, RING)
     table = Table()
     contenders = {setup.name: _in_guest(setup, image, load) for setup in setups}
-    contenders["preadv"] = lambda: peer("preadv", image, 1 << 20, 2000, IMAGE_BYTES)
+    contenders["preadv"] = lambda: preadv(image, 1 << 20, 2000)
     for _ in range(rounds):
         table.round(contenders)
     print("1 MiB reads of a cached file, touched, random places")

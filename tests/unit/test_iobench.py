@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from partitions.child.commands.iobench import Load
+import time
+from typing import Any
+
+import pytest
+
+from partitions.child.commands.iobench import Load, Plan
 from vmbus_emu.device import BlockInfo, BlockRequest, BlockStats, Op, Status
 from vmbus_emu.loop import Loop
 
@@ -37,9 +42,15 @@ class Disk:
         self.waiting.pop(0).finish(status)
 
 
-def load(disk: Disk, depth: int, number: int) -> tuple[Loop, Load]:
-    loop = Loop()
-    made = Load(loop, disk, Op.READ, 4096, depth, number, [0, 8, 16], touch=True)
+class Recorded(Load):
+    latencies: list[int]
+
+
+def load(disk: Disk, depth: int, number: int, **more: Any) -> tuple[Loop, Recorded]:
+    loop, latencies = Loop(), []
+    plan = Plan(Op.READ, 4096, [0, 8, 16], depth, number, touch=True)._replace(**more)
+    made = Recorded(loop, disk, plan, latencies.append)
+    made.latencies = latencies
     made.start()
     return loop, made
 
@@ -86,4 +97,47 @@ def test_an_error_ends_it() -> None:
     disk.answer()
     disk.answer()
     assert (made.finished.done, made.failed, disk.waiting) == (True, Status.IO_ERROR, [])
+    loop.close()
+
+
+def test_a_commit_is_over_when_its_flush_is() -> None:
+    disk = Disk(64)
+    loop, made = load(disk, 2, 4, op=Op.WRITE, flush=True, touch=False)
+    seen = []
+    while disk.waiting:
+        seen.append(Op(disk.waiting[0].op))
+        before = made.completed
+        disk.answer()
+        assert (made.completed > before) == (seen[-1] is Op.FLUSH)
+    assert (seen.count(Op.WRITE), seen.count(Op.FLUSH), len(made.latencies)) == (4, 4, 4)
+    loop.close()
+
+
+def test_what_is_read_is_held_against_what_should_be_there() -> None:
+    disk = Disk(64)
+    loop, made = load(disk, 1, 3, check=True)
+    for lie in (False, True, False):
+        request = disk.waiting[0]
+        for block in range(request.blocks):
+            at = block * 512
+            request.buffer[at : at + 8] = (request.lba + block).to_bytes(8, "little")
+        if lie:
+            request.buffer[7 * 512] ^= 1
+        disk.answer()
+    assert (made.completed, made.wrong) == (3, 1)
+    loop.close()
+
+
+def test_an_open_loop_counts_from_the_time_that_was_planned() -> None:
+    disk = Disk(64)
+    loop, made = load(disk, 1, 5, interval_ns=1_000_000, duration_ns=5_000_000)
+    begin = time.monotonic_ns()
+    assert loop.run_until(lambda: time.monotonic_ns() - begin > 8_000_000, DEADLINE)
+    while not made.finished.done:
+        assert loop.run_until(lambda: bool(disk.waiting) or made.finished.done, DEADLINE)
+        while disk.waiting:
+            disk.answer()
+    assert made.completed == 5
+    assert sorted(made.latencies, reverse=True) == made.latencies   # each later one was planned 1 ms later
+    assert made.latencies[0] - made.latencies[-1] == pytest.approx(4_000_000, abs=2_000_000)
     loop.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from partitions.child.commands import iobench, netwitness, network, storage, system, witness
+from partitions.child.commands import iobench, netbench, netwitness, network, storage, system, witness
 from partitions.child.console import Session
 
 
@@ -52,11 +52,17 @@ COMMANDS: dict[str, Command] = {
         Command("discard", "discard DISK OFFSET LENGTH",
                 "give blocks back (UNMAP); they read as zeros afterwards", storage.discard),
         Command("null", "null DISK [COUNT]", "send null requests (TEST UNIT READY) and time them", storage.null),
-        Command("iobench", "iobench [-o null|read|write] [-b SIZE] [-d DEPTH] [-n COUNT] [-s SPAN] [-r] [-t] [-j] DISK",
-                "keep DEPTH requests (1, at most 64) of SIZE (4k) under way, COUNT (10000) in all, and time them; -o "
-                "null (default), read, or write: overwrites with zeros; -s in the first SPAN, -r at random, -t touch "
-                "what was read, -j JSON",
+        Command("iobench", "iobench [-o null|read|write|commit] [-b SIZE] [-d DEPTH] [-n COUNT] [-T SECONDS] "
+                "[-i SECONDS] [-s SPAN] [-r] [-t] [-c] [-j] [-S FILE] DISK",
+                "keep DEPTH requests (1, at most 64) of SIZE (4k) under way, COUNT (10000) in all or for SECONDS, and "
+                "time them; -i one each SECONDS, timed from when it was due; -o null (default), read, write, or commit "
+                "(with a flush): these overwrite with zeros; -s in the first SPAN, -r at random, -t touch what was "
+                "read, -c each block read must begin with its number, -j JSON, -S every latency into FILE",
                 iobench.iobench),
+        Command("netbench", "netbench [-b SIZE] [-d DEPTH] [-i SECONDS] [-T SECONDS] -S FILE HOST",
+                "keep DEPTH echo requests (1) of SIZE bytes (56) under way for SECONDS (1), or send one each -i "
+                "SECONDS; every latency into FILE",
+                netbench.netbench),
         Command("witness", "witness [-o write|mixed|flush|read] [-b SIZE] [-d DEPTH] [-i SECONDS|closed] [-t SECONDS] "
                 "[-s SPAN] [-w WRITER] [-S SEED] DISK PATH",
                 "overwrite a disk with stamped blocks of SIZE (4k), one every -i SECONDS (0.001) for -t SECONDS (1), "

@@ -1,8 +1,10 @@
-"""``iobench``: a closed loop of requests on one disk, as a workload would issue them, and what it saw.
+"""``iobench``: a load of requests on one disk, as a workload would issue them, and what it saw.
 
-``depth`` requests are under way at any time; a completion makes room for the next. Nothing is printed, allocated or
-computed while it runs but what a workload does anyway: make a request, submit it, take its completion (with ``-t``
-read every byte of it). Latency is from the moment before ``submit`` to the completion callback.
+Closed: ``depth`` requests are under way at any time; a completion makes room for the next. Open (``-i``): requests
+stand at fixed times, and latency counts from there, however late they could be submitted. Nothing is printed or
+computed while it runs but what a workload does anyway: make a request, submit it, take its completion (with ``-t`` read
+every byte of it). Else latency is from the moment before ``submit`` to the completion callback; that of a write with
+its flush (``-o commit``) is to the completion of the flush.
 """
 
 from __future__ import annotations
@@ -11,120 +13,157 @@ import json
 import random
 import time
 from array import array
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from partitions.child.commands.blockio import REASONS
-from partitions.child.commands.options import count, disk, flags, size
+from partitions.child.commands.options import count, disk, flags, samples, seconds, size
 from partitions.child.console import CommandError, Session, Usage
-from vmbus_emu.device import BLOCK_SIZE, BUSY, OK, READ, BlockDevice, BlockRequest, Op, Status
+from vmbus_emu.device import BLOCK_SIZE, BUSY, FLUSH, OK, READ, BlockDevice, BlockInfo, BlockRequest, Op, Status
 from vmbus_emu.loop import Loop
 from vmbus_emu.task import Future
+from vmbus_emu.witness.schedule import Schedule
 
-_OPS = {"null": Op.READY, "read": Op.READ, "write": Op.WRITE}
+_OPS = {"null": Op.READY, "read": Op.READ, "write": Op.WRITE, "commit": Op.WRITE}
 #: Requests between two looks at the loop's other work, where completions come inside ``submit``.
 _TURN = 256
 _BUSY_RETRY_S = 0.001
+_NS = 1_000_000_000
+_FOREVER = 1 << 62
+
+
+class Plan(NamedTuple):
+    """What to do. ``places``: logical blocks, used in turn."""
+
+    op: Op
+    nbytes: int
+    places: list[int]
+    depth: int = 1
+    number: int = _FOREVER          #: of requests
+    duration_ns: int = _FOREVER
+    interval_ns: int = 0            #: 0: closed
+    flush: bool = False             #: after each request
+    touch: bool = False             #: read every byte of what arrived
+    check: bool = False             #: every block read begins with its number, 8 bytes little-endian
 
 
 class Load:
-    """``number`` requests on ``device``; :attr:`finished` resolves when the last has completed."""
+    """``plan`` on ``device``; :attr:`finished` resolves when the last request has completed."""
 
-    def __init__(
-        self, loop: Loop, device: BlockDevice, op: Op, nbytes: int, depth: int, number: int,
-        places: list[int], touch: bool,
-    ) -> None:
-        """``places``: logical blocks, used in turn. ``touch``: read every byte of what arrived."""
+    def __init__(self, loop: Loop, device: BlockDevice, plan: Plan, record: Callable[[int], Any]) -> None:
+        """``record`` is called with the latency of each request, in ns."""
         self._loop = loop
         self._device = device
-        self._op = op
-        self._blocks = nbytes // BLOCK_SIZE
-        self._number = number
-        self._places = places
+        self._plan = plan
+        self._record = record
+        self._blocks = plan.nbytes // BLOCK_SIZE
+        self._number = plan.number
         # As a view: assigning to a slice of a bytearray would copy twice.
-        self._scratch = memoryview(bytearray(nbytes)) if touch else None
-        self._free = [device.allocate(nbytes) if nbytes else None for _ in range(depth)]
+        self._scratch = memoryview(bytearray(plan.nbytes)) if plan.touch else None
+        self._free = [device.allocate(plan.nbytes) if plan.nbytes else None for _ in range(plan.depth)]
         self._begun: dict[BlockRequest, int] = {}
-        self._submitted = self._completed = 0
-        self._pumping = self._busy = False
-        self.latencies = array("q")
+        self._again: list[tuple[BlockRequest, int]] = []   # that found the device busy, and when they had begun
+        self.submitted = self.completed = 0
+        self._pumping = False
         self.failed: Status | None = None
+        self.wrong = 0                  # blocks that were read and are not what they should be
         self.finished: Future[None] = Future()
+        self._schedule = Schedule(loop, plan.interval_ns, plan.duration_ns, self._pump)
 
     def start(self) -> None:
         self._pump()
 
     def stop(self) -> None:
         """Submit nothing more; what is under way completes."""
-        self._number = min(self._number, self._submitted)
+        self._number = min(self._number, self.submitted)
+        self._schedule.stop()
 
     def _pump(self) -> None:
         self._pumping = True
-        submit, free, begun, places, now = (
-            self._device.submit, self._free, self._begun, self._places, time.perf_counter_ns
+        submit, free, begun, places, now, take = (
+            self._device.submit, self._free, self._begun, self._plan.places, time.monotonic_ns, self._schedule.take
         )  # fmt: skip
-        op, blocks, wrap, done = self._op, self._blocks, len(places), self._done
-        until = min(self._number, self._submitted + _TURN)
-        while free and self._submitted < until and not self._busy:
-            request = BlockRequest(op, places[self._submitted % wrap], blocks, free.pop(), done)
-            self._submitted += 1
-            begun[request] = now()
+        op, blocks, wrap, done, open_loop = (
+            self._plan.op, self._blocks, len(places), self._done, bool(self._plan.interval_ns)
+        )  # fmt: skip
+        until = min(self._number, self.submitted + _TURN)
+        while free and self.submitted < until and not self._again:
+            planned = take(now())
+            if not planned:
+                break
+            request = BlockRequest(op, places[self.submitted % wrap], blocks, free.pop(), done)
+            self.submitted += 1
+            begun[request] = planned if open_loop else now()
             submit(request)
         self._pumping = False
-        if self._completed == self._number:
+        if self.completed == self.submitted and (
+            self.submitted >= self._number or self._schedule.over(now())
+        ):
+            self._schedule.stop()
             self.finished.resolve(None)
-        elif free and self._submitted < self._number and not self._busy:
-            self._loop.call_soon(self._pump)
+        elif free and self.submitted < self._number and not self._again:
+            if open_loop and self.submitted < until:
+                self._schedule.arm()
+            elif not self._schedule.over(now()):
+                self._loop.call_soon(self._pump)
 
     def _done(self, request: BlockRequest) -> None:
-        latency = time.perf_counter_ns() - self._begun.pop(request)
-        self._free.append(request.buffer)  # type: ignore[arg-type]
-        if request.status is BUSY:
+        status = request.status
+        if status is BUSY:
             # Others use the disk, too, and have taken its depth: asked for again a little later.
-            self._submitted -= 1
-            if not self._busy:
-                self._busy = True
-                self._loop.call_later(_BUSY_RETRY_S, self._again)
+            if not self._again:
+                self._loop.call_later(_BUSY_RETRY_S, self._try_again)
+            self._again.append((request, self._begun.pop(request)))
             return
-        self.latencies.append(latency)
-        if request.status is not OK:
-            self.failed = request.status
+        if self._plan.flush and request.op is not FLUSH and status is OK:
+            flush = BlockRequest(FLUSH, 0, 0, request.buffer, self._done)
+            self._begun[flush] = self._begun.pop(request)
+            self._device.submit(flush)
+            return
+        self._record(time.monotonic_ns() - self._begun.pop(request))
+        self._free.append(request.buffer)  # type: ignore[arg-type]
+        if status is not OK:
+            self.failed = status
             self.stop()
-        elif self._scratch is not None:
-            self._scratch[:] = request.buffer  # type: ignore[assignment]
-        self._completed += 1
+        else:
+            if self._scratch is not None:
+                self._scratch[:] = request.buffer  # type: ignore[assignment]
+            if self._plan.check:
+                self._check(request)
+        self.completed += 1
         if not self._pumping:
             self._pump()
 
-    def _again(self) -> None:
-        self._busy = False
+    def _check(self, request: BlockRequest) -> None:
+        """The first block and the last of what was read: so much that all lies between."""
+        buffer, last = request.buffer, self._blocks - 1
+        if (
+            int.from_bytes(buffer[:8], "little") != request.lba  # type: ignore[index]
+            or int.from_bytes(buffer[last * BLOCK_SIZE : last * BLOCK_SIZE + 8], "little")  # type: ignore[index]
+            != request.lba + last
+        ):
+            self.wrong += 1
+
+    def _try_again(self) -> None:
+        again, self._again = self._again, []
+        self._pumping = True
+        for request, begun in again:
+            repeated = BlockRequest(Op(request.op), request.lba, request.blocks, request.buffer, self._done)
+            self._begun[repeated] = begun
+            self._device.submit(repeated)
+        self._pumping = False
         self._pump()
 
 
 async def iobench(session: Session, arguments: list[str]) -> int:
-    options, words = flags(arguments, "o:b:d:n:s:rtj")
+    options, words = flags(arguments, "o:b:d:n:T:i:s:S:rtcj")
     if len(words) != 1:
         raise Usage("it takes one disk")
     device = disk(session, words[0])
-    op = _OPS.get(options.get("o", "null"))
-    if op is None:
-        raise Usage(f"-o {options['o']!r} is none of {' '.join(_OPS)}")
-    nbytes = 0 if op is Op.READY else size(options.get("b", "4k"), "-b")
-    depth, number = count(options.get("d", "1"), "-d", 1), count(options.get("n", "10000"), "-n", 1)
-    info = device.info
-    span = min(size(options["s"], "-s") if "s" in options else info.size_bytes, info.size_bytes)
-    if op is not Op.READY and (not nbytes or nbytes % BLOCK_SIZE or nbytes > info.max_transfer_bytes):
-        raise Usage(f"-b must be whole blocks of {BLOCK_SIZE}, at most {info.max_transfer_bytes} bytes")
-    if span < nbytes:
-        raise Usage(f"-s must hold at least one request of {nbytes} bytes")
-    if depth > info.queue_depth:
-        raise Usage(f"-d is at most {info.queue_depth}")
-    if "t" in options and op is not READ:
-        raise Usage("-t reads what arrived: it goes with -o read")
-    slots = span // nbytes if nbytes else 1
-    chance = random.Random(1)
-    some = min(slots, number, 65536)
-    places = [(chance.randrange(slots) if "r" in options else index) * nbytes // BLOCK_SIZE for index in range(some)]
-
-    load = Load(session.guest.loop, device, op, nbytes, depth, number, places, "t" in options)
+    plan = _plan(options, device.info)
+    record = samples(options["S"]) if "S" in options else None
+    latencies = array("q")
+    load = Load(session.guest.loop, device, plan, latencies.append if record is None else record.append)
     begin = time.perf_counter()
     load.start()
     try:
@@ -134,13 +173,49 @@ async def iobench(session: Session, arguments: list[str]) -> int:
     elapsed = time.perf_counter() - begin
     if load.failed is not None:
         raise CommandError(f"{options.get('o', 'null')}: {REASONS[load.failed]}")
-    await session.print(_report(load, nbytes, elapsed, "j" in options))
+    if load.wrong:
+        raise CommandError(f"{load.wrong} reads brought something else than was written there")
+    if record is not None:
+        record.settle()
+        latencies = record.values()
+    await session.print(_report(latencies, plan.nbytes, elapsed, "j" in options))
     return 0
 
 
-def _report(load: Load, nbytes: int, elapsed: float, as_json: bool) -> str:
-    ordered = sorted(load.latencies)
+def _plan(options: dict[str, str], info: BlockInfo) -> Plan:
+    op = _OPS.get(options.get("o", "null"))
+    if op is None:
+        raise Usage(f"-o {options['o']!r} is none of {' '.join(_OPS)}")
+    nbytes = 0 if op is Op.READY else size(options.get("b", "4k"), "-b")
+    depth = count(options.get("d", "1"), "-d", 1)
+    number = count(options.get("n", "10000"), "-n", 1)
+    duration = round(seconds(options["T"], "-T") * _NS) if "T" in options else _FOREVER
+    if "T" in options and "n" not in options:
+        number = _FOREVER
+    span = min(size(options["s"], "-s") if "s" in options else info.size_bytes, info.size_bytes)
+    if op is not Op.READY and (not nbytes or nbytes % BLOCK_SIZE or nbytes > info.max_transfer_bytes):
+        raise Usage(f"-b must be whole blocks of {BLOCK_SIZE}, at most {info.max_transfer_bytes} bytes")
+    if span < nbytes:
+        raise Usage(f"-s must hold at least one request of {nbytes} bytes")
+    if depth > info.queue_depth:
+        raise Usage(f"-d is at most {info.queue_depth}")
+    if ("t" in options or "c" in options) and op is not READ:
+        raise Usage("-t and -c look at what arrived: they go with -o read")
+    slots = span // nbytes if nbytes else 1
+    chance = random.Random(1)
+    some = min(slots, number, 65536)
+    places = [(chance.randrange(slots) if "r" in options else index) * nbytes // BLOCK_SIZE for index in range(some)]
+    return Plan(
+        op, nbytes, places, depth, number, duration, round(seconds(options.get("i", "0"), "-i") * _NS),
+        options.get("o") == "commit", "t" in options, "c" in options,
+    )  # fmt: skip
+
+
+def _report(latencies: array[int], nbytes: int, elapsed: float, as_json: bool) -> str:
+    ordered = sorted(latencies)
     done = len(ordered)
+    if not done:
+        return json.dumps({"requests": 0, "seconds": elapsed}) if as_json else f"0 requests in {elapsed:.6f} s"
     quantiles = {f"p{q}": ordered[min(done - 1, int(done * q / 100))] / 1000 for q in (50, 90, 99, 99.9)}
     figures = {
         "requests": done, "seconds": elapsed, "per_s": done / elapsed, "bytes_per_s": done * nbytes / elapsed,

@@ -6,6 +6,7 @@ import getopt
 
 from partitions.child.console import CommandError, Session, Usage
 from vmbus_emu.device import BlockDevice
+from vmbus_emu.witness.samples import Samples
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -51,3 +52,11 @@ def disk(session: Session, name: str) -> BlockDevice:
         known = ", ".join(session.guest.disks) or "none"
         raise CommandError(f"no disk {name!r}; the disks are: {known}")
     return found
+
+
+def samples(path: str) -> Samples:
+    """The file that an observer made for the latencies of a load."""
+    try:
+        return Samples.open(path)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"no samples at {path}: {error}") from None

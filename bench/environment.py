@@ -1,0 +1,173 @@
+"""What a run was measured on, and what speaks against its numbers.
+
+:func:`describe` says what the host is; a :class:`Watch` looks at it while a run goes on. What exceeds a limit makes the
+run *unstable*, with the reason and what to do about it. Unstable numbers are shown, and shown as such.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_PACKAGES = ("vmbus-emu", "pyzmq", "msgpack", "psutil", "iceoryx2", "matplotlib")
+
+#: Share of the processors' time that the host's hypervisor may have taken away.
+MOST_STEAL = 0.02
+#: Share of the run's time in which something else may have waited for a processor (PSI), beyond what we do ourselves
+#: before and after it.
+MOST_PRESSURE = 0.10
+#: Processors that others may have kept busy.
+MOST_FOREIGN = 0.25
+#: Coefficient of variation of a job's medians over sample sets.
+MOST_VARIATION = 0.35
+#: Share of its time by which an open-loop load may submit late, at the 99th percentile of its requests.
+MOST_LAG = 0.5
+
+
+def describe(folder: Path | None = None) -> dict[str, Any]:
+    """The machine, the interpreter and the versions. What cannot be told is ``None``."""
+    return {
+        "cpu": _cpu_model(), "cores": os.cpu_count(), "affinity": sorted(os.sched_getaffinity(0)),
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "turbo_off": _read("/sys/devices/system/cpu/intel_pstate/no_turbo"),
+        "memory_bytes": psutil.virtual_memory().total, "kernel": platform.release(),
+        "virtualized": "hypervisor" in (_read("/proc/cpuinfo") or ""),
+        "python": platform.python_version(), "implementation": platform.python_implementation(),
+        "gil": bool(getattr(sys, "_is_gil_enabled", lambda: True)()),
+        "switch_interval_s": sys.getswitchinterval(),
+        "versions": {name: _version(name) for name in _PACKAGES}, "zmq": _libzmq(),
+        "revision": _revision(folder or Path(__file__).parent), "load": os.getloadavg()[0],
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _cpu_model() -> str | None:
+    lines = (_read("/proc/cpuinfo") or "").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _libzmq() -> str:
+    import zmq
+
+    return zmq.zmq_version()
+
+
+def _revision(folder: Path) -> str | None:
+    """The commit of a checkout, with ``+`` if it has been changed."""
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "-C", str(folder), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
+
+
+# -- doubt ----------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """Between its making and :meth:`end`: how much of the host others had."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._times = psutil.cpu_times()
+        self._own = _own_seconds()
+        self._pressure = _pressure_us()
+        #: Seconds on a processor of processes of ours that have ended, as they are told: :meth:`ours`.
+        self._measured = 0.0
+
+    def ours(self, seconds: float) -> None:
+        """Somebody of ours used so much processor time."""
+        self._measured += seconds
+
+    def end(self) -> dict[str, Any]:
+        """Shares of the run's time, of one processor each; ``None`` for what the kernel does not tell."""
+        elapsed = max(time.monotonic() - self._began, 1e-9)
+        now = psutil.cpu_times()
+        cores = os.cpu_count() or 1
+        busy = sum(
+            getattr(now, name, 0.0) - getattr(self._times, name, 0.0)
+            for name in ("user", "nice", "system", "irq", "softirq")
+        )
+        foreign = busy - (_own_seconds() - self._own) - self._measured
+        pressure, before = _pressure_us(), self._pressure
+        return {
+            "elapsed_s": round(elapsed, 3),
+            "steal": (getattr(now, "steal", 0.0) - getattr(self._times, "steal", 0.0)) / elapsed / cores,
+            "foreign_cpus": max(0.0, foreign / elapsed),
+            "pressure": None if pressure is None or before is None else (pressure - before) / 1e6 / elapsed,
+        }
+
+
+def _own_seconds() -> float:
+    """Of this process and of all its children that were waited for."""
+    mine = os.times()
+    return mine.user + mine.system + mine.children_user + mine.children_system
+
+
+def _pressure_us() -> int | None:
+    line = (_read("/proc/pressure/cpu") or "").partition("\n")[0]
+    return next((int(field[6:]) for field in line.split() if field.startswith("total=")), None)
+
+
+def doubts(
+    watched: Mapping[str, Any], medians: Mapping[str, Sequence[float]], lags: Iterable[float], pins: Iterable[str],
+) -> list[str]:
+    """Why the numbers of a run are not to be trusted, and what to do.
+
+    ``watched``: what :meth:`Watch.end` gave; ``medians`` by job and configuration over the sample sets; ``lags``: of
+    open-loop loads, the 99th percentile of their delay, as a share of the interval; ``pins``: what could not be pinned.
+    """
+    reasons = []
+    if watched["steal"] > MOST_STEAL:
+        reasons.append(
+            f"the host took away {100 * watched['steal']:.0f} % of the processors (steal): measure at another time, or "
+            "on a machine of your own"
+        )
+    if watched["foreign_cpus"] > MOST_FOREIGN:
+        reasons.append(
+            f"other processes used {watched['foreign_cpus']:.2f} processors meanwhile: end them, see top"
+        )
+    wild = {name: _variation(values) for name, values in medians.items() if len(values) >= 3}
+    worst = max(wild, key=lambda name: wild[name], default="")
+    if worst and wild[worst] > MOST_VARIATION:
+        reasons.append(
+            f"{worst} varied by {100 * wild[worst]:.0f} % from one machine to the next: run it longer, on a quiet host"
+        )
+    lag = max(lags, default=0.0)
+    if lag > MOST_LAG:
+        reasons.append(f"the load was {lag:.1f} intervals late at its 99th percentile: ask for a lower rate")
+    reasons += [f"{pin}: run it where you may set affinities" for pin in pins]
+    return reasons
+
+
+def _variation(values: Sequence[float]) -> float:
+    """Robust: the median distance from the median, scaled to a standard deviation, over the median."""
+    middle = statistics.median(values)
+    return 1.4826 * statistics.median(abs(value - middle) for value in values) / middle if middle else 0.0

@@ -1,0 +1,130 @@
+"""What is measured, as data: one job is one kind of request, of a size, at a depth or a rate.
+
+The standard jobs have fixed names. Others are made of them by ``--size``, ``--qd`` and ``--rate``, or come from a
+file::
+
+    [[job]]
+    name = "scan"
+    operation = "read"          # null, read, write, commit, ping
+    size = "64k"
+    depth = 8
+    random = true
+    seconds = 0.5
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vmbus_emu.topology.data import parse_size
+
+OPERATIONS = ("null", "read", "write", "commit", "ping")
+#: A disk's requests under way, at most.
+MOST_DEPTH = 64
+_LARGEST = {"read": 1 << 20, "write": 1 << 20, "commit": 1 << 20, "ping": 65507}
+_SECTOR = 512
+
+
+class BadJob(ValueError):
+    """What is wrong with a job, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """``size`` in bytes; ``rate`` in requests per second, 0: as fast as ``depth`` allows; ``seconds`` of measuring."""
+
+    name: str
+    operation: str
+    size: int = 0
+    depth: int = 1
+    rate: float = 0.0
+    random: bool = True
+    touch: bool = False
+    seconds: float = 0.3
+
+    def fault(self) -> str:
+        """What cannot be measured about it; empty: nothing."""
+        if self.operation not in OPERATIONS:
+            return f"operation {self.operation!r} is none of {', '.join(OPERATIONS)}"
+        if not 1 <= self.depth <= MOST_DEPTH:
+            return f"a depth of {self.depth} is not between 1 and {MOST_DEPTH}"
+        if not 0 < self.seconds <= 600 or not 0 <= self.rate <= 1e6:
+            return "seconds must be above 0 and at most 600, the rate from 0 to 1,000,000"
+        if self.operation in _LARGEST and not 0 < self.size <= _LARGEST[self.operation]:
+            return f"a {self.operation} has 1 to {_LARGEST[self.operation]} bytes, not {self.size}"
+        if self.operation in ("read", "write", "commit") and self.size % _SECTOR:
+            return f"{self.size} bytes are no whole sectors of {_SECTOR}"
+        return ""
+
+
+STANDARD: Mapping[str, Job] = {
+    job.name: job
+    for job in (
+        Job("null", "null"),
+        Job("read-4k", "read", 4096),
+        Job("write-flush-4k", "commit", 4096),
+        Job("ping", "ping", 56),
+        Job("read-1m", "read", 1 << 20, touch=True),
+    )
+}
+
+
+def varied(jobs: Iterable[Job], sizes: Iterable[int], depths: Iterable[int], rate: float) -> list[Job]:
+    """Each of ``jobs`` at every size and depth; an empty list leaves what the job has. Raises :class:`BadJob`."""
+    made: dict[tuple[Any, ...], Job] = {}
+    for job in jobs:
+        for size in list(sizes) or [job.size]:
+            for depth in list(depths) or [job.depth]:
+                one = replace(job, size=size if job.operation != "null" else 0, depth=depth, rate=rate or job.rate)
+                made.setdefault((one.name, one.size, one.depth), checked(one))
+    return list(made.values())
+
+
+def checked(job: Job) -> Job:
+    fault = job.fault()
+    if fault:
+        raise BadJob(f"job {job.name}: {fault}")
+    return job
+
+
+def load(path: Path) -> list[Job]:
+    """The jobs in a file. Raises :class:`BadJob`."""
+    try:
+        document = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadJob(f"{path}: {error}") from None
+    rows = document.get("job")
+    if set(document) != {"job"} or not isinstance(rows, list) or not rows:
+        raise BadJob(f"{path}: it must hold [[job]] tables and nothing else")
+    return [checked(_job(path, row)) for row in rows]
+
+
+def _job(path: Path, row: Any) -> Job:
+    types: dict[str, tuple[type, ...]] = {
+        "name": (str,), "operation": (str,), "size": (int, str), "depth": (int,), "rate": (int, float),
+        "random": (bool,), "touch": (bool,), "seconds": (int, float),
+    }  # fmt: skip
+    if not isinstance(row, dict):
+        raise BadJob(f"{path}: a job is a table")
+    for name, value in row.items():
+        if name not in types:
+            raise BadJob(f"{path}: a job has no {name!r}; it has {', '.join(types)}")
+        if type(value) not in types[name]:
+            raise BadJob(f"{path}: {name} = {value!r} is not of type {types[name][0].__name__}")
+    for name in ("name", "operation"):
+        if name not in row:
+            raise BadJob(f"{path}: a job needs a {name}")
+    return Job(**{**row, "size": size_of(row.get("size", 0))})
+
+
+def size_of(value: int | str) -> int:
+    """Bytes of ``512``, ``4k``, ``1m`` or what a topology takes. Raises :class:`BadJob`."""
+    short = isinstance(value, str) and len(value) > 1 and value[-1] in "kKmM"
+    size = parse_size(f"{value[:-1]}{value[-1].upper()}iB" if short else value)  # type: ignore[index]
+    if size is None:
+        raise BadJob(f"{value!r} is not a size, such as 512, 4k or 1m")
+    return size

@@ -1,0 +1,133 @@
+"""What a run found, as it is stored: JSON, versioned; what was not measured is null, never 0.
+
+Documented in docs/benchmarks.md. :func:`load` takes every version there has been.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.jobs import Job
+from bench.machines import Configuration, Measured
+from bench.statistics import Ratio, median_interval, percentile
+
+SCHEMA = 1
+#: Figures over which sample sets are compared.
+METRICS = ("p50_us", "cpu_us_per_op", "ops_per_s")
+#: Points of the stored distribution: the quantile of every half percent, as far as the samples carry it.
+_POINTS = 200
+
+#: Which baseline bounds the messages of a configuration from below.
+BOUNDS: Mapping[tuple[str, str | None], str] = {
+    ("call", None): "call", ("zmq", None): "pyzmq-msgpack", ("ring", "never"): "eventfd",
+    ("ring", "adaptive"): "shm-spin", ("ring", "always"): "shm-spin",
+}  # fmt: skip
+
+Result = dict[str, Any]
+
+
+class BadResults(ValueError):
+    """Why a file holds no results, in one line."""
+
+
+def result(job: Job, of: Configuration, sets: Sequence[Measured | str], vms: int = 2) -> Result:
+    """One row: ``job`` on a configuration, over its sample sets; of those that failed, why."""
+    good = [one for one in sets if isinstance(one, Measured)]
+    row: Result = {
+        "job": job.name, "arch": of.arch, "transport": of.transport, "poll": of.poll, "size": job.size,
+        "depth": job.depth, "rate": job.rate or None, "vms": vms, "ops_per_s": None, "p50_us": None, "p99_us": None,
+        "p999_us": None, "cpu_us_per_op": None, "interval_p50_us": None, "repetitions": len(good),
+        "failed": [one for one in sets if isinstance(one, str)],
+    }  # fmt: skip
+    if not good:
+        return row
+    pooled = sorted(ns / 1000 for one in good for ns in one.latencies_ns)
+    columns = {
+        "p50_us": [statistics.median(one.latencies_ns) / 1000 for one in good],
+        "ops_per_s": [len(one.latencies_ns) / one.seconds for one in good],
+        "cpu_us_per_op": [one.cpu_us for one in good],
+    }
+    row |= {name: statistics.median(values) for name, values in columns.items()}
+    row |= {"p99_us": percentile(pooled, 0.99), "p999_us": percentile(pooled, 0.999)}
+    interval = median_interval(columns["p50_us"])
+    row["interval_p50_us"] = None if interval is None else list(interval)
+    row["sets"] = columns
+    row["distribution_us"] = [pooled[len(pooled) * point // _POINTS] for point in range(_POINTS)]
+    names = sorted({name for one in good for name in one.cpu_us_by_process})
+    row["cpu_us_by_process"] = {
+        name: statistics.median(one.cpu_us_by_process.get(name, 0.0) for one in good) for name in names
+    }
+    row["switches_per_op"] = statistics.median(one.switches for one in good)
+    row["per_op"] = {
+        name: statistics.median(one.counters[name] for one in good) for name in good[0].counters
+        if any(one.counters[name] for one in good)
+    }  # fmt: skip
+    return row
+
+
+def baseline(name: str, sets: Sequence[Sequence[int]]) -> Result:
+    """One row of a baseline: latencies of its sample sets, ns."""
+    row: Result = {"baseline": name, "p50_us": None, "p99_us": None, "interval_p50_us": None, "repetitions": len(sets)}
+    if not sets:
+        return row
+    medians = [statistics.median(one) / 1000 for one in sets]
+    interval = median_interval(medians)
+    pooled = sorted(ns / 1000 for one in sets for ns in one)
+    return row | {
+        "p50_us": statistics.median(medians), "p99_us": percentile(pooled, 0.99),
+        "interval_p50_us": None if interval is None else list(interval), "sets": {"p50_us": medians},
+    }  # fmt: skip
+
+
+def ratios(rows: Sequence[Result], baselines: Sequence[Result]) -> list[Result]:
+    """Each configuration against the first one of its job, by every metric, and messages against what bounds them."""
+    found: list[Result] = []
+    for row in rows:
+        if "sets" not in row:
+            continue
+        first = next(one for one in rows if _same_job(one, row))
+        if first is not row and "sets" in first:
+            for metric in METRICS:
+                found.append(_ratio(row, metric, first["sets"][metric], _of(first)))
+        bound = BOUNDS.get((row["transport"], row["poll"]))
+        base = next((one for one in baselines if one["baseline"] == bound and "sets" in one), None)
+        if row["job"] == "null" and row["depth"] == 1 and base is not None:
+            found.append(_ratio(row, "p50_us", base["sets"]["p50_us"], {"baseline": bound}))
+    return [one for one in found if one]
+
+
+def _same_job(one: Result, other: Result) -> bool:
+    return all(one[name] == other[name] for name in ("job", "size", "depth", "rate", "vms"))
+
+
+def _of(row: Result) -> Result:
+    return {name: row[name] for name in ("arch", "transport", "poll")}
+
+
+def _ratio(row: Result, metric: str, theirs: Sequence[float], to: Result) -> Result:
+    ours = row["sets"][metric]
+    if not theirs or not all(theirs) or len(ours) != len(theirs):
+        return {}
+    ratio = Ratio(ours, theirs)
+    return {
+        "job": row["job"], "size": row["size"], "depth": row["depth"], "metric": metric, "of": _of(row), "to": to,
+        "value": ratio.value, "interval": None if ratio.interval is None else list(ratio.interval),
+        "significant": ratio.significant,
+    }  # fmt: skip
+
+
+def load(path: Path) -> Result:
+    """A stored run. Raises :class:`BadResults`."""
+    try:
+        run = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadResults(f"{path}: {error}") from None
+    if not isinstance(run, dict) or not isinstance(run.get("results"), list):
+        raise BadResults(f"{path}: no run of vmbus-emu bench")
+    if run.get("schema") != SCHEMA:
+        raise BadResults(f"{path}: its schema is {run.get('schema')!r}; this version reads {SCHEMA}")
+    return run

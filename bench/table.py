@@ -1,0 +1,109 @@
+"""A run, and a comparison of two, as text. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from bench.machines import Configuration
+
+Row = Mapping[str, Any]
+
+#: What a reader should know of each standard job.
+_TITLES = {
+    "null": "null request", "read-4k": "4 KiB random read, cached", "write-flush-4k": "4 KiB write and flush",
+    "ping": "echo request between two VMs", "read-1m": "1 MiB read, cached, every byte touched",
+}  # fmt: skip
+
+
+def number(value: float | None) -> str:
+    """With as many digits as it is good for."""
+    if value is None:
+        return "-"
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def between(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"({number(interval[0])} to {number(interval[1])})"
+
+
+def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
+    """The whole run."""
+    environment = run["environment"]
+    yield (
+        f"{environment['cpu'] or 'unknown processor'}, {environment['cores']} cores, Python {environment['python']}"
+        f"{'' if environment['gil'] else ' without GIL'}, libzmq {environment['zmq']}, load {environment['load']:.2f}"
+    )
+    ratios = {_key(ratio): ratio for ratio in run["ratios"] if "arch" in ratio["to"] and ratio["metric"] == "p50_us"}
+    bounds = {_key(ratio): ratio for ratio in run["ratios"] if "baseline" in ratio["to"]}
+    for head, rows in groupby(run["results"], key=lambda row: (row["job"], row["size"], row["depth"], row["rate"])):
+        yield ""
+        yield from _job_lines(head, list(rows), ratios, bounds)
+    if run["baselines"]:
+        yield ""
+        yield f"{'round trip of 64 bytes, baselines':38} {'p50 us':>9} {'':20} {'p99 us':>9}"
+        for row in run["baselines"]:
+            yield (
+                f"  {row['baseline']:36} {number(row['p50_us']):>9} {between(row['interval_p50_us']):20} "
+                f"{number(row['p99_us']):>9}"
+            )
+    yield ""
+    yield from verdict_lines(run)
+
+
+def _job_lines(
+    head: tuple[Any, ...], rows: Sequence[Row], ratios: Mapping[Any, Row], bounds: Mapping[Any, Row]
+) -> Iterator[str]:
+    job, size, depth, rate = head
+    title = _TITLES.get(job, job)
+    if job not in _TITLES or depth != 1:
+        title += f", {size} bytes, depth {depth}"
+    if rate:
+        title += f", {rate:g}/s"
+    yield f"{title:38} {'p50 us':>9} {'':20} {'times':>7} {'':17} {'p99 us':>9} {'CPU us':>8}"
+    for row in rows:
+        name = Configuration(row["arch"], row["transport"], row["poll"]).name
+        if row["p50_us"] is None:
+            yield f"  {name:36} {'-':>9} {'; '.join(sorted(set(row['failed'])))}"
+            continue
+        ratio = ratios.get(_key(row))
+        told = ("", "") if ratio is None else (number(ratio["value"]), between(ratio["interval"]))
+        yield (
+            f"  {name:36} {number(row['p50_us']):>9} {between(row['interval_p50_us']):20} {told[0]:>7} {told[1]:17} "
+            f"{number(row['p99_us']):>9} {number(row['cpu_us_per_op']):>8}"
+        )
+    for row in rows:
+        bound = bounds.get(_key(row))
+        if bound is not None:
+            name = Configuration(row["arch"], row["transport"], row["poll"]).name
+            yield f"    {name} is {number(bound['value'])} times {bound['to']['baseline']} {between(bound['interval'])}"
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    of = row.get("of", row)
+    return row["job"], row["size"], row["depth"], of["arch"], of["transport"], of["poll"]
+
+
+def verdict_lines(run: Mapping[str, Any]) -> Iterator[str]:
+    if run["stable"]:
+        yield "The run is stable."
+    for reason in run["reasons"]:
+        yield f"UNSTABLE: {reason}."
+
+
+def compare_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Of :func:`bench.compare.compare`."""
+    for (job, size, depth), some in groupby(rows, key=lambda row: (row["job"], row["size"], row["depth"])):
+        yield f"{job}, {size} bytes, depth {depth}"
+        for row in some:
+            name = Configuration(row["arch"], row["transport"], row["poll"]).name
+            told = "" if row["significant"] else "not significant"
+            yield (
+                f"  {name:34} {row['metric']:14} {number(row['before']):>9} -> {number(row['after']):>9}  "
+                f"x {row['value']:.3f} {between(row['interval']):18} {told}"
+            ).rstrip()
+    count = sum(row["significant"] for row in rows)
+    yield f"{count} of {len(rows)} figures differ significantly."

@@ -1,0 +1,137 @@
+"""What a run stores, what it is compared to, when it is doubted, and how it reads. No process is started."""
+
+from __future__ import annotations
+
+import json
+import random
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import environment
+from bench.compare import compare, significant
+from bench.jobs import STANDARD
+from bench.machines import STANDARD as CONFIGURATIONS
+from bench.machines import Configuration, Measured
+from bench.results import BOUNDS, SCHEMA, BadResults, baseline, load, ratios, result
+from bench.table import compare_lines, run_lines
+
+CALL, ZMQ = CONFIGURATIONS[0], CONFIGURATIONS[1]
+
+
+def measured(chance: random.Random, us: float, count: int = 2000) -> Measured:
+    latencies = array("q", (round(us * 1000 * chance.lognormvariate(0, 0.2)) for _ in range(count)))
+    return Measured(latencies, sum(latencies) / 1e9, us * 1.2, {"vm1": us, "parent": us * 0.2}, 2.0, {"packets": 2.0})
+
+
+def made(pace: float = 1.0, seed: int = 1, slower: float = 1.0, baselines: bool = True) -> dict[str, Any]:
+    """A run on a host of that pace, in which zmq took ``slower`` times as long."""
+    chance = random.Random(seed)
+    moods = [pace * chance.lognormvariate(0, 0.1) for _ in range(10)]
+    rows = [
+        result(job, of, [measured(chance, us * mood) for mood in moods])
+        for job in (STANDARD["null"], STANDARD["read-4k"]) for of, us in ((CALL, 1.0), (ZMQ, 100.0 * slower))
+    ]  # fmt: skip
+    bases = [baseline("pyzmq-msgpack", [measured(chance, 80 * mood).latencies_ns for mood in moods]),
+             baseline("call", [measured(chance, 0.1 * mood).latencies_ns for mood in moods])]  # fmt: skip
+    bases = bases if baselines else []
+    described = {"cpu": None, "cores": 2, "python": "3", "gil": True, "zmq": "4", "load": 0.0}
+    return {"schema": SCHEMA, "environment": described, "stable": True, "reasons": [], "results": rows,
+            "baselines": bases, "ratios": ratios(rows, bases)}  # fmt: skip
+
+
+def test_a_row_has_what_is_documented_and_null_for_what_was_not_measured() -> None:
+    row = result(STANDARD["null"], ZMQ, ["no machine", "no machine"])
+    figures = ("ops_per_s", "p50_us", "p99_us", "p999_us", "cpu_us_per_op", "interval_p50_us")
+    assert [row[name] for name in figures] == [None] * len(figures)
+    assert (row["repetitions"], row["failed"]) == (0, ["no machine", "no machine"])
+    few = result(STANDARD["null"], ZMQ, [measured(random.Random(1), 100, 50)] * 3)
+    assert few["p50_us"] == pytest.approx(100, rel=0.2)
+    assert (few["p99_us"], few["p999_us"]) == (None, None)
+
+
+def test_each_configuration_is_held_against_the_first_and_messages_against_their_bound() -> None:
+    run = made()
+    tax = [one for one in run["ratios"] if one["metric"] == "p50_us" and one["to"] == {
+        "arch": "monolithic", "transport": "call", "poll": None}]
+    assert [(one["job"], round(one["value"], -1), one["significant"]) for one in tax] == [
+        ("null", 100, True), ("read-4k", 100, True)]
+    bounds = {one["to"]["baseline"]: one["value"] for one in run["ratios"] if "baseline" in one["to"]}
+    assert bounds == {"call": pytest.approx(10, rel=0.1), "pyzmq-msgpack": pytest.approx(1.25, rel=0.1)}
+    assert {(one.transport, one.poll) for one in CONFIGURATIONS} <= set(BOUNDS)
+
+
+def test_a_run_is_loaded_as_it_was_stored_and_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    run = made()
+    path.write_text(json.dumps(run))
+    assert load(path) == json.loads(json.dumps(run))
+    for text, told in (("{", "Expecting"), ("[]", "no run"), ('{"results": [], "schema": 99}', "schema is 99")):
+        path.write_text(text)
+        with pytest.raises(BadResults, match=told):
+            load(path)
+    with pytest.raises(BadResults, match="No such file"):
+        load(tmp_path / "none")
+
+
+def test_a_slower_day_is_not_a_slower_program_but_a_slower_program_is() -> None:
+    before = made()
+    assert significant(compare(before, made(pace=1.6, seed=2))) == []
+    changed = significant(compare(before, made(pace=1.6, seed=2, slower=1.5)))
+    assert {(row["job"], row["transport"]) for row in changed} == {("null", "zmq"), ("read-4k", "zmq")}
+    for row in changed:
+        assert row["value"] == pytest.approx(1 / 1.5 if row["metric"] == "ops_per_s" else 1.5, rel=0.15)
+
+
+def test_without_baselines_two_days_are_compared_as_they_are() -> None:
+    rows = compare(made(baselines=False), made(pace=1.6, seed=2, baselines=False))
+    assert len(significant(rows)) == len(rows) == 12
+
+
+QUIET = {"steal": 0.0, "foreign_cpus": 0.0, "elapsed_s": 60.0, "pressure": 0.0}
+
+
+@pytest.mark.parametrize(("watched", "medians", "lags", "pins", "told"), [
+    ({"steal": 0.05}, {}, [], [], "steal"), ({"foreign_cpus": 1.0}, {}, [], [], "other processes used 1.00"),
+    ({}, {"null on x": [1, 1, 9, 1, 9, 9]}, [], [], "null on x varied"), ({}, {}, [0.1, 3.0], [], "3.0 intervals late"),
+    ({}, {}, [], ["core 1 cannot be had"], "core 1"),
+])
+def test_a_run_is_doubted_for_a_reason_with_advice(
+    watched: dict[str, float], medians: dict[str, list[float]], lags: list[float], pins: list[str], told: str
+) -> None:
+    assert environment.doubts(QUIET, {"null": [1.0, 1.1, 0.9]}, [0.1], []) == []
+    (reason,) = environment.doubts({**QUIET, **watched}, medians, lags, pins)
+    assert told in reason
+    assert ": " in reason
+
+
+def test_a_watch_tells_our_own_time_from_that_of_others() -> None:
+    watch = environment.Watch()
+    watch.ours(5.0)
+    seen = watch.end()
+    assert seen["foreign_cpus"] == 0.0
+    assert set(QUIET) <= set(seen)
+
+
+def test_the_host_is_described_with_null_for_what_cannot_be_told() -> None:
+    described = environment.describe()
+    assert described["cores"] >= 1
+    assert described["versions"]["pyzmq"]
+    assert json.loads(json.dumps(described)) == described
+
+
+def test_the_table_has_a_line_for_everything_and_says_what_is_unstable() -> None:
+    run = made() | {"stable": False, "reasons": ["somebody else was there: go away"]}
+    text = "\n".join(run_lines(run))
+    for word in ("null request", "4 KiB random read", "monolithic", "microkernel zmq", "pyzmq-msgpack",
+                 "times pyzmq-msgpack", "UNSTABLE: somebody else was there: go away."):  # fmt: skip
+        assert word in text
+    assert "not significant" in "\n".join(compare_lines(compare(made(), made(seed=5))))
+
+
+def test_names_of_configurations() -> None:
+    assert [one.name for one in CONFIGURATIONS] == [
+        "monolithic", "microkernel zmq", "microkernel ring", "disaggregated zmq", "disaggregated ring"]
+    assert Configuration("microkernel", "ring", "never").name == "microkernel ring --poll never"
