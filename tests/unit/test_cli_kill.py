@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 import tempfile
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -12,12 +14,15 @@ from typing import Any, ClassVar
 import pytest
 from click.testing import CliRunner, Result
 
+from tests import killed_runs
 from vmbus_emu.cli.chaos import chaos_lines
 from vmbus_emu.cli.main import cli
 from vmbus_emu.cli.runs import kill_lines
 from vmbus_emu.cli.watch import event_line
+from vmbus_emu.client.judging import judged
 from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.topology import Overrides, build
+from vmbus_emu.witness.history import READ
 
 MS = 1_000_000
 KILL = {
@@ -38,6 +43,12 @@ RUN = {
     "vms": {"vm1": VM, "vm2": {**VM, "survived": False, "disk_gap_ms": None, "memory_intact": False}},
     "events": [DEATH], "histories": {"vm1": {}}, "read_back": {}, "start_state": {},
 }
+#: One that can be judged again, and drawn.
+DRAWN = judged({
+    **killed_runs.HIT, "read_back": {}, "start_state": {}, "vms": {"vm1": {"survived": True}},
+    "kills": [{**killed_runs.kill(300), "missing": [], "waited_s": 15.0, "over_ns": killed_runs.BEGIN + 400 * MS}],
+    "histories": {"vm1": {"disk": killed_runs.history(outages=[(300, 340)], kind=READ)}},
+})  # fmt: skip
 
 
 class FakeMachine:
@@ -248,9 +259,72 @@ def test_chaos_keeps_the_run_and_json_to_standard_output_is_nothing_else(tmp_pat
 def test_chaos_draws_the_page_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = types.ModuleType("vmbus_emu.client.timeline")
     page.page = lambda run: f"<p>{len(run['kills'])}"  # type: ignore[attr-defined]
-    monkeypatch.setitem(__import__("sys").modules, "vmbus_emu.client.timeline", page)
+    monkeypatch.setitem(sys.modules, "vmbus_emu.client.timeline", page)
     assert run("chaos", "--kill", "all", "--html", str(tmp_path / "run.html")).exit_code == 0
     assert (tmp_path / "run.html").read_text() == "<p>1"
+
+
+def test_chaos_and_check_draw_images_and_pages(tmp_path: Path) -> None:
+    image, page, kept = tmp_path / "run.png", tmp_path / "run.html", tmp_path / "run.json"
+    FakeMachine.answers["chaos"] = DRAWN
+    result = run("chaos", "--kill", "all", "--png", str(image), "--json", str(kept))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert image.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    drawn = image.read_bytes()
+    image.unlink()
+    result = run("check", str(kept), "--png", str(image), "--html", str(page))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert image.read_bytes() == drawn
+    assert "<h1>storvsp killed once" in page.read_text()
+
+
+def test_a_picture_to_standard_output_is_nothing_else(tmp_path: Path) -> None:
+    kept = tmp_path / "run.json"
+    kept.write_text(json.dumps(DRAWN))
+    result = run("check", str(kept), "--png", "-")
+    assert result.stdout_bytes.startswith(b"\x89PNG")
+    assert result.stdout_bytes.endswith(b"IEND\xaeB`\x82")
+    assert "0 lost, 0 unexpected" in result.stderr
+    result = run("check", str(kept), "--html", "-", "--json")
+    assert result.stdout.startswith("<!DOCTYPE html>")
+    assert result.stdout.endswith("</html>\n")
+    assert json.loads(result.stderr)["operations"] == DRAWN["operations"]
+
+
+def test_a_history_that_was_destroyed_is_not_drawn_but_the_rest_is(tmp_path: Path) -> None:
+    torn = {**DRAWN, "histories": {"vm1": {**DRAWN["histories"]["vm1"], "network": {"operations": "torn"}}}}
+    kept, image, page = tmp_path / "run.json", tmp_path / "run.png", tmp_path / "run.html"
+    kept.write_text(json.dumps(torn))
+    result = run("check", str(kept), "--png", str(image), "--html", str(page))
+    assert result.exit_code == 1
+    assert "! vm1: the network history was destroyed" in result.stdout
+    assert "vm1: the network history was destroyed" in page.read_text()
+    assert image.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("how", ["not there", "blocked"])
+@pytest.mark.parametrize("verb", ["chaos", "check"])
+def test_without_the_extra_it_is_said_before_anything_is_done(
+    verb: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, image = tmp_path / "run.json", tmp_path / "run.png"
+    kept.write_text(json.dumps(DRAWN))
+    image.write_text("an older picture")
+    if how == "blocked":
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+    else:
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    monkeypatch.delitem(sys.modules, "vmbus_emu.client.plot", raising=False)
+    words = ["chaos", "--kill", "storvsp"] if verb == "chaos" else ["check", str(kept)]
+    result = run(*words, "--png", str(image))
+    assert (result.exit_code, result.stdout, FakeMachine.calls) == (1, "", [])
+    assert result.stderr == (
+        "vmbus-emu: error: --png needs matplotlib, which is not installed; pip install 'vmbus-emu[report]', "
+        "in a checkout pip install -e '.[report]'\n"
+    )
+    assert image.read_text() == "an older picture"
+    assert run(*words, "--html", str(tmp_path / "run.html")).exit_code == 0     # which needs no extra
 
 
 def test_a_run_without_a_kill_says_so() -> None:
@@ -262,6 +336,9 @@ def test_a_run_without_a_kill_says_so() -> None:
     ["check", "/nonexistent"], ["chaos"], ["chaos", "--kill", "machine"], ["chaos", "--kill", "vm1", "--every", "1"],
     ["chaos", "--kill", "vm1", "--for", "soon"], ["chaos", "--kill", "vm1", "--every", "2s", "--for", "1s"],
     ["chaos", "--kill", "vm1", "--json", "/nonexistent/f"], ["chaos", "--kill", "vm1", "--seed", "-1"],
+    ["chaos", "--kill", "vm1", "--png", "/nonexistent/f"], ["chaos", "--kill", "vm1", "--png", "/"],
+    ["chaos", "--kill", "vm1", "--html", "/nonexistent/f"], ["check", __file__, "--png", "/nonexistent/f"],
+    ["check", __file__, "--html", "/nonexistent/f"],
 ])  # fmt: skip
 def test_a_wrong_command_line_is_one_line_and_status_2(words: list[str]) -> None:
     result = run(*words)

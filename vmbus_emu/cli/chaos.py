@@ -12,6 +12,7 @@ from vmbus_emu.cli.attach import attached
 from vmbus_emu.cli.errors import FAILED
 from vmbus_emu.cli.kill import fault_option
 from vmbus_emu.cli.options import complete_components, name_option, seconds
+from vmbus_emu.cli.pictures import draw, picture_options, to_stdout
 from vmbus_emu.cli.runs import kill_line, kills_summary, verdict_lines, vm_lines
 from vmbus_emu.cli.table import plural
 
@@ -31,11 +32,12 @@ from vmbus_emu.cli.table import plural
               help="Wait so long after each kill for what should follow.")
 @click.option("--json", "json_file", metavar="FILE", type=click.File("w", lazy=False),
               help="Keep the whole run, for check; - is standard output.")
-@click.option("--html", "html_file", metavar="FILE", type=click.File("w", lazy=False), help="Draw it as a page.")
+@picture_options
 @click.pass_context
 def chaos(
     context: click.Context, name: str, components: tuple[str, ...], every: float, duration: float, fault: str,
     seed: int | None, overwrite: bool, timeout: float, json_file: IO[str] | None, html_file: IO[str] | None,
+    png_file: IO[bytes] | None,
 ) -> None:
     """Kill components while every VM overwrites the first 4 MiB of a RAM disk with stamped blocks, one each
     millisecond; then read back, and look for writes that were acknowledged and are gone. VMs that die are started
@@ -44,14 +46,14 @@ def chaos(
     \b
     Example:
       vmbus-emu chaos --kill storvsp --every 1s --for 60s
-      vmbus-emu chaos --kill all --for 30s --seed 7 --json run.json --html run.html
+      vmbus-emu chaos --kill all --for 30s --seed 7 --json run.json --html run.html --png run.png
     """
     if every > duration:
         raise click.UsageError("--every is longer than --for: nothing would be killed", context)
     if "machine" in components:
         raise click.UsageError("chaos cannot kill the machine, that would end everything; vmbus-emu kill machine does",
                                context)  # fmt: skip
-    to_stderr = json_file is not None and json_file.name == "<stdout>"
+    to_stderr = to_stdout(json_file, html_file, png_file)
     told = Told(to_stderr)
     with attached(name) as machine:
         from vmbus_emu.client.judging import failed
@@ -62,12 +64,9 @@ def chaos(
     if json_file is not None:
         json.dump(run, json_file, separators=(",", ":"))
         json_file.write("\n")
-    if html_file is not None:
-        from vmbus_emu.client.timeline import page
-
-        html_file.write(page(run))
     for line in chaos_lines(run):
         click.echo(line, err=to_stderr)
+    draw(run, html_file, png_file)
     if failed(run):
         context.exit(FAILED)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from vmbus_emu.cli.chaos import chaos_lines
 from vmbus_emu.cli.errors import FAILED, Failure
 from vmbus_emu.cli.options import json_option
+from vmbus_emu.cli.pictures import draw, picture_options, to_stdout
 from vmbus_emu.cli.table import json_text
 
 #: What the judged part of a run consists of, as ``--json`` prints it.
@@ -19,9 +20,12 @@ _JUDGED = ("schema", "machine", "operations", "findings", "kills", "vms")
 
 @click.command(short_help="Judge a stored run again.")
 @json_option
+@picture_options
 @click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path))
 @click.pass_context
-def check(context: click.Context, as_json: bool, file: Path) -> None:
+def check(
+    context: click.Context, as_json: bool, file: Path, html_file: IO[str] | None, png_file: IO[bytes] | None
+) -> None:
     """Judge a run that chaos --json FILE kept again, from its recorded histories and what was read back. Status 1
     if a write was lost, or if the judgement differs from the stored one.
 
@@ -29,6 +33,7 @@ def check(context: click.Context, as_json: bool, file: Path) -> None:
     Example:
       vmbus-emu chaos --kill storvsp --for 10s --json run.json
       vmbus-emu check run.json
+      vmbus-emu check run.json --png run.png
     """
     from vmbus_emu.client.judging import NotARun, failed, judged
 
@@ -41,13 +46,13 @@ def check(context: click.Context, as_json: bool, file: Path) -> None:
         f"{name}: stored {stored['operations'].get(name)}, found {number}"
         for name, number in run["operations"].items() if stored["operations"].get(name) != number
     ]  # fmt: skip
+    to_stderr = to_stdout(html_file, png_file)
     if as_json:
-        click.echo(json_text({**{key: run[key] for key in _JUDGED}, "differs": differing}))
+        click.echo(json_text({**{key: run[key] for key in _JUDGED}, "differs": differing}), err=to_stderr)
     else:
-        for line in chaos_lines(run):
-            click.echo(line)
-        for line in differing:
-            click.echo(f"! not as stored: {line}")
+        for line in [*chaos_lines(run), *(f"! not as stored: {line}" for line in differing)]:
+            click.echo(line, err=to_stderr)
+    draw(run, html_file, png_file)
     if failed(run) or differing:
         context.exit(FAILED)
 

@@ -83,7 +83,7 @@ def _body(run: Run, mark: str, level: int) -> str:
     parts = [verdict(run), _facts(run)]
     if run.lanes:
         parts += [titled("What it was to each VM"), _vms(run), titled("Service over time"), _how(run), LEGEND]
-        shown = _shown(run)
+        shown = worst_vms(run, CHARTS)
         if len(shown) < len(run.lanes):
             parts.append(f"<p>Of {len(run.lanes)} VMs, the {len(shown)} that it went worst for:</p>")
         for index, vm in enumerate(shown):
@@ -153,13 +153,13 @@ def _how(run: Run) -> str:
             "counted from the submission, most of them look fast.</p>")  # fmt: skip
 
 
-def _shown(run: Run) -> list[str]:
-    """The VMs that get a drawing, in their order."""
+def worst_vms(run: Run, most: int) -> list[str]:
+    """At most so many VMs, in their order: those that it went worst for."""
     def badness(vm: str) -> tuple[bool, float]:
         silences = [lane.effect(kill).silence_ns for lane in run.lanes[vm] for kill in run.kills]
         return not run.survived.get(vm, True), max(silences, default=0)
 
-    worst = set(sorted(run.lanes, key=badness, reverse=True)[:CHARTS])
+    worst = set(sorted(run.lanes, key=badness, reverse=True)[:most])
     return [vm for vm in run.lanes if vm in worst]
 
 

@@ -6,6 +6,7 @@ network, a milestone of a recovery, a history) is ``None`` or empty here; only a
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -52,6 +53,7 @@ class Kill(NamedTuple):
     cut: frozenset[tuple[str, str]]     #: VM and kind (``disk``, ``network``) of the devices that lost their channels
     label: str                  #: what was done, for the table of several runs
     aside: bool                 #: made to go on with the run, and no part of what it shows
+    gaps: tuple[tuple[str, float], ...]     #: by kind, in ns, as judged; infinite: it was not served again
 
     @property
     def victims(self) -> frozenset[str]:
@@ -191,6 +193,12 @@ class Lane:
         """Good completions from ``begin_ns`` to ``end_ns``."""
         return self.completed[bisect_left(self.completed, begin_ns) : bisect_right(self.completed, end_ns)]
 
+    @property
+    def latencies(self) -> tuple[list[int], list[int], int]:
+        """Of all its requests, in ns: from the planned times, from the submissions; and how many were never served."""
+        corrected = [completed - planned for planned, _, completed in self._served]
+        return corrected, [completed - submitted for _, submitted, completed in self._served], len(self._unserved)
+
     def bins(self, begin_ns: int, width_ns: int, count: int) -> Bins:
         """``count`` bins from ``begin_ns`` on; all of it lies in them."""
         done, unserved = [0] * count, [0] * count
@@ -293,6 +301,8 @@ def _kills(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]
             row.get("incarnation"), str(row.get("fault") or "kill"), int(row["killed_ns"]), row.get("died_ns"),
             row.get("ready_ns"), row.get("attached_ns"), row.get("first_reply_ns"), until, tuple(died.items()),
             frozenset(ran), frozenset(cut), str(row.get("label") or _label(row)), bool(row.get("aside")),
+            tuple((kind, math.inf if row[key] is None else row[key] * 1e6)
+                  for kind in ("disk", "network") if (key := f"{kind}_reply_ms") in row),
         ))  # fmt: skip
     return kills
 

@@ -26,13 +26,18 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else "".join(words)
 
 
+def killed(run: Run) -> str:
+    """What was killed, how often; with many kinds of kills, only how many."""
+    done = Counter((kill.component, kill.fault) for kill in run.kills)
+    if len(done) > _NAMED:
+        return f"{len(run.kills)} kills of {plural(len({kill.component for kill in run.kills}), 'component')}"
+    return _listed([f"{component} {'killed' if fault == 'kill' else f'hit by “{fault}”'} {_times(count)}"
+                    for (component, fault), count in done.items()]) or "Nothing was killed"  # fmt: skip
+
+
 def heading(run: Run) -> str:
     """What was killed, and whether it did harm to what had been acknowledged."""
-    done = Counter((kill.component, kill.fault) for kill in run.kills)
-    kills = _listed([f"{component} {'killed' if fault == 'kill' else f'hit by “{fault}”'} {_times(count)}"
-                     for (component, fault), count in done.items()]) or "Nothing was killed"  # fmt: skip
-    if len(done) > _NAMED:
-        kills = f"{len(run.kills)} kills of {plural(len({kill.component for kill in run.kills}), 'component')}"
+    kills = killed(run)
     lost = run.operations.get("lost")
     if lost is None:
         return f"{kills}: it was not judged what was lost"
@@ -48,8 +53,8 @@ def place(run: Run) -> str:
     return run.arch if run.transport in ("call", "?") else f"{run.arch} over {run.transport}"
 
 
-def machine(run: Run) -> str:
-    """HTML: what it was done to."""
+def setup(run: Run) -> str:
+    """What it was done to: the machine, how long, and the policies of what was hit."""
     words = [f"{run.name}: {place(run)}" if run.name else place(run), duration(run.end_ns - run.begin_ns),
              plural(len(run.lanes), "VM"), plural(len(run.kills), "kill")]  # fmt: skip
     hit = {kill.component for kill in run.kills} | {kill.host for kill in run.kills}
@@ -58,7 +63,12 @@ def machine(run: Run) -> str:
         policies.append(f"child: {run.policy['child']}")
     if policies:
         words.append("policy " + ", ".join(policies))
-    return f'<p class="soft">{text(" · ".join(words))}</p>'
+    return " · ".join(words)
+
+
+def machine(run: Run) -> str:
+    """HTML: what it was done to."""
+    return f'<p class="soft">{text(setup(run))}</p>'
 
 
 def verdict(run: Run) -> str:

@@ -1,0 +1,81 @@
+"""The pictures of a run with kills, of the verbs that have such a run: a page (``--html``), an image (``--png``).
+
+Whatever can be wrong with the options is told while they are read: before anything is killed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import IO, Any, TypeVar
+
+import click
+
+from vmbus_emu.cli.errors import Failure
+
+F = TypeVar("F", bound=Callable[..., Any])
+_DRAWS = "matplotlib"
+
+
+class _Image(click.File):
+    """A file for an image. The extra is looked for before the file is made, and not loaded: it would take memory and
+    time from a run."""
+
+    def __init__(self) -> None:
+        super().__init__("wb", lazy=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not _installed(_DRAWS):
+            raise Failure(f"--png needs {_DRAWS}, which is not installed",
+                          "pip install 'vmbus-emu[report]', in a checkout pip install -e '.[report]'")
+        return super().convert(value, param, ctx)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def picture_options(function: F) -> F:
+    """``--html`` and ``--png``, as ``html_file`` and ``png_file``."""
+    html = click.option("--html", "html_file", metavar="FILE", type=click.File("w", lazy=False),
+                        help="Draw it as a page.")  # fmt: skip
+    png = click.option("--png", "png_file", metavar="FILE", type=_Image(),
+                       help="Draw it as an image, with distributions; needs the extra [report].")
+    return html(png(function))
+
+
+def draw(run: Mapping[str, Any], html_file: IO[str] | None, png_file: IO[bytes] | None) -> None:
+    """Draw what was asked for, without the histories that were destroyed: the findings tell of these."""
+    if html_file is not None or png_file is not None:
+        run = {**run, "histories": {vm: _readable(kinds) for vm, kinds in run["histories"].items()}}
+    if html_file is not None:
+        from vmbus_emu.client.timeline import page
+
+        html_file.write(page(run))
+    if png_file is not None:
+        # When it is first used it says that it looks for fonts, or that it finds no place to remember them.
+        logging.getLogger(_DRAWS).setLevel(logging.ERROR)
+        from vmbus_emu.client.plot import png
+
+        png_file.write(png(run))
+
+
+def _readable(kinds: Mapping[str, Any]) -> dict[str, Any]:
+    from vmbus_emu.witness import history
+
+    readable = {}
+    for kind, data in kinds.items():
+        with suppress(ValueError):
+            history.load(data)
+            readable[kind] = data
+    return readable
+
+
+def to_stdout(*files: IO[Any] | None) -> bool:
+    """Whether one of the files is standard output, so that nothing else may go there."""
+    return any(file is not None and getattr(file, "name", "<stdout>") == "<stdout>" for file in files)
