@@ -159,3 +159,11 @@ class BoundPort:
             frame = self._inbox.popleft()
             if self._receiver is not None:
                 self._receiver(frame)
+
+
+#: Where a thread passes from the guest's side to the driver's, and where back: the innermost one on its stack says
+#: whose code it runs.
+INTO_DRIVERS = frozenset(
+    way.__code__ for way in (BoundDisk.submit, BoundPort.transmit, DeviceLock.call_soon_threadsafe)
+)
+INTO_GUESTS = frozenset(way.__code__ for way in (BoundDisk._hand_back, BoundPort._drain))

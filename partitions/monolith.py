@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from partitions.boundary import BoundDisk, BoundPort, DeviceLock
 from partitions.child.guest import Guest
+from partitions.long_calls import LongCalls
 from partitions.media import Disks
 from vmbus_emu.device import NetworkPort
 from vmbus_emu.hypervisor.calls import execute
@@ -88,6 +89,8 @@ class Monolith:
         self._calls = 0
         self._guests: dict[str, GuestThread] = {}
         self._configs: dict[str, Message] = {}
+        #: Answers whether everybody in here who runs a driver comes back from it.
+        self.beat = LongCalls(node.loop, node.lifeline.send).answer
 
     # -- start --------------------------------------------------------------------------------------
 

@@ -142,7 +142,11 @@ class Node:
             case "stats":
                 self.lifeline.send({"t": "stats", "id": message["id"], "stats": component.stats()})
             case "beat":  # from here and no thread, so that a loop that does not turn is silent
-                self.lifeline.send({"t": "beat", "id": message["id"]})
+                answer = getattr(component, "beat", None)  # of one whose threads have to be alive, too
+                if answer is not None:
+                    answer(message["id"])
+                else:
+                    self.lifeline.send({"t": "beat", "id": message["id"]})
             case "stop":
                 stop = getattr(component, "stop", None)  # what must leave the process before it ends, if anything
                 if stop is not None:

@@ -18,11 +18,16 @@ class Thread(NamedTuple):
 
 def first_thread(pid: int) -> Thread | None:
     """The first thread of a process, in which its loop turns; ``None`` if the process is gone or dead."""
-    fields = _fields(f"/proc/{pid}/task/{pid}/stat")
+    return thread(pid, pid)
+
+
+def thread(pid: int, number: int) -> Thread | None:
+    """A thread of a process, by the kernel's number of it; ``None`` if it is gone or dead."""
+    fields = _fields(f"/proc/{pid}/task/{number}/stat")
     if not fields or fields[0] in "ZX":
         return None
     try:
-        with open(f"/proc/{pid}/status") as file:
+        with open(f"/proc/{pid}/task/{number}/status") as file:
             lines = [line.split(":") for line in file]
     except (FileNotFoundError, ProcessLookupError):
         return None

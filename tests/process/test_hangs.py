@@ -5,6 +5,7 @@ Times are not held against figures here, but for one: nobody hangs before half o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,10 +14,13 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from vmbus_emu.client import Machine
+from vmbus_emu.client.door import Door
 from vmbus_emu.procfs import first_thread
+from vmbus_emu.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from conftest import Lab
@@ -93,6 +97,33 @@ def test_a_hypervisor_or_a_monolith_that_hangs_is_followed_by_its_policy(
     told = [one["event"] for one in run["events"] if one["event"] in ("hung", "rebooting", "up")]
     assert told == ["hung", "rebooting", "up"]
     assert machine.exec("vm1", "null disk0 10").status == 0
+
+
+@pytest.mark.parametrize("victim", ["storvsp", "netvsp"])
+def test_a_driver_that_hangs_on_a_vms_thread_takes_the_monolith_along(lab: Lab, victim: str) -> None:
+    machine = lab.up("monolithic")
+    pid = lab.rows(machine)["hypervisor"]["pid"]
+    run = machine.kill(victim, "hang")
+    lab.note()
+    assert run["findings"] == []
+    (hung,) = (one for one in run["events"] if one["event"] == "hung")
+    assert (hung["component"], hung["pid"], hung["reason"]) == ("hypervisor", pid, "it sleeps in a driver")
+    told = [one["event"] for one in run["events"] if one["event"] in ("hung", "died", "rebooting", "up")]
+    assert told == ["hung", "died", "rebooting", "up"]
+    assert run["kills"][0]["detect_ms"] >= BOUND_MS / 2 - 1
+    assert not any(vm["survived"] for vm in run["vms"].values())
+    assert machine.exec("vm1", "null disk0 10").status == 0
+
+
+def test_a_driver_that_computes_for_ever_on_a_vms_thread_hangs_in_the_end(lab: Lab) -> None:
+    machine = lab.up("monolithic", vms=1, hang_after="100ms")    # of two, each would wait for the interpreter, too
+    run = machine.kill("storvsp", "hang=busy", timeout=60)
+    lab.note()
+    assert run["findings"] == []
+    (hung,) = (one for one in run["events"] if one["event"] == "hung")
+    assert (hung["component"], hung["reason"]) == ("hypervisor", "it computes in a driver")
+    assert run["kills"][0]["detect_ms"] >= 1900     # two seconds of CPU time
+    assert machine.exec("vm1", "null disk0 10", timeout=20).status == 0
 
 
 @pytest.mark.parametrize("victim", ["parent", "management", "netvsp"])
@@ -209,6 +240,31 @@ def test_a_stopped_vm_is_shown_as_hung_never_killed_and_ready_when_it_goes_on(
     wait(lambda: lab.rows(machine)["vm1"]["state"] == "ready", "vm1 is ready")
     assert (lab.rows(machine)["vm1"]["pid"], hangs(machine)) == (pid, [])
     assert machine.exec("vm1", "null disk0 10").status == 0
+
+
+@pytest.mark.parametrize("fault", ["hang", "hang=busy"])
+def test_a_vm_of_the_monolith_that_hangs_by_its_own_fault_hangs_alone(lab: Lab, wait: Wait, fault: str) -> None:
+    machine = lab.up("monolithic", hang_after="100ms")
+    before = pids(lab, machine)
+    process = psutil.Process(before["hypervisor"])
+    used = process.cpu_times().user
+    with contextlib.closing(Door(RunFolder("m"))) as door:
+        assert door.ask("kill", component="vm1", fault=fault)["killed"]["host"] == "hypervisor"
+    assert machine.exec("vm1", "echo", timeout=0.5).status == 124
+    if fault == "hang=busy":                        # a driver would hang after two seconds of CPU time
+        wait(lambda: process.cpu_times().user >= used + 2.5, "vm1 has computed for long", 30)
+    assert machine.exec("vm2", "null disk0 10", timeout=20).status == 0
+    assert (pids(lab, machine), hangs(machine)) == (before, [])
+
+
+def test_a_busy_driver_of_the_monolith_is_not_taken_for_one_that_hangs(lab: Lab) -> None:
+    machine = lab.up("monolithic", hang_after="100ms", vm=[{"name": "vm1", "disk": [{"ram": "64MiB"}]}])
+    before = pids(lab, machine)
+    process = psutil.Process(before["hypervisor"])
+    until = sum(process.cpu_times()[:2]) + 3        # more than one call may take
+    while sum(process.cpu_times()[:2]) < until:
+        assert machine.exec("vm1", "iobench -o read -b 1M -d 8 -n 2000 disk0", timeout=60).status == 0
+    assert (pids(lab, machine), hangs(machine)) == (before, [])
 
 
 def test_a_bound_of_never_kills_nobody_and_ps_still_tells(lab: Lab, wait: Wait) -> None:

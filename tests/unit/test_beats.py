@@ -220,6 +220,7 @@ class Clock:
         self._timer: tuple[float, Any, tuple[Any, ...]] | None = None
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(beats, "first_thread", self._first_thread)
+        monkeypatch.setattr(beats, "thread", lambda pid, number: self._first_thread(number))
         monkeypatch.setattr(beats, "is_stopped", lambda pid: self._first_thread(pid).state == "T")
         events = Events(lambda client, message: self.told.append(message))
         events.watch(b"client", 1, False)
@@ -249,9 +250,9 @@ class Clock:
         self.now = when + late_s
         callback(*args)
 
-    def answer(self, *names: str, kind: str = "beat") -> None:
+    def answer(self, *names: str, kind: str = "beat", **fields: Any) -> None:
         for name in names:
-            self.beats.heard(self.supervisor.processes[name], {"t": kind, "id": 1})
+            self.beats.heard(self.supervisor.processes[name], {"t": kind, "id": 1, **fields})
 
     def until_killed(self, most: int, *answering: str) -> int:
         """The time until somebody is killed, in turns; what is more than ``most`` if nobody is."""
@@ -362,6 +363,102 @@ def test_a_late_turn_is_not_counted_and_a_stopped_machine_kills_nobody(clock: Cl
     for _ in range(PATIENCE):
         clock.turn(late_s=late * 0.99)
     assert set(clock.supervisor.killed) == {"hypervisor", "storvsp", "front", "storvsp.spare"}
+
+
+# -- calls of drivers on other threads --------------------------------------------------------------------
+
+
+@pytest.fixture
+def monolith(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock(Supervisor("hypervisor"), BOUND_S, monkeypatch)
+    clock.answer("hypervisor", kind="ready")
+    return clock
+
+
+def turns_until_killed(clock: Clock, most: int, *calls: list[list[int]], **does: float) -> int:
+    """Turns until it is killed, at most so many; the monolith answers each question, with each of ``calls`` in turn.
+    ``does``: CPU ticks that thread 7 uses in a turn, and how often it wakes."""
+    asked = 0
+    for number in range(1, most + 1):
+        clock.turn()
+        if clock.supervisor.killed:
+            return number
+        sent = len(clock.supervisor.sent("hypervisor"))
+        if sent > asked:
+            clock.answer("hypervisor", calls=calls[asked % len(calls)])
+            asked = sent
+        seen = clock.threads.setdefault(7, Thread("S", 5, 9))
+        ticks, switches = seen.ticks + does.get("used", 0), seen.switches + int(does.get("woke", 0))
+        clock.threads[7] = Thread(seen.state, int(ticks), switches)
+    return most
+
+
+@pytest.mark.parametrize(("state", "does", "least", "most", "why"), [
+    ("S", {}, PATIENCE, PATIENCE + 2, "it sleeps in a driver"),
+    ("R", {"used": 5}, 200, 10_000, "it computes in a driver"),
+    ("S", {"woke": 1}, FOR_EVER * TURNS, FOR_EVER * TURNS + 2, "it dozes in a driver"),
+])
+def test_a_call_of_a_driver_that_does_not_return_is_a_hang_though_the_loop_turns(
+    monolith: Clock, state: str, does: dict[str, float], least: int, most: int, why: str
+) -> None:
+    monolith.threads[7] = Thread(state, 5, 9)
+    turns = turns_until_killed(monolith, 10_000, [[7, 1]], **does)
+    assert least <= turns <= most
+    assert monolith.supervisor.killed == ["hypervisor"]
+    (hung,) = (one["event"] for one in monolith.told if one.get("event", {}).get("event") == "hung")
+    assert (hung["component"], hung["reason"]) == ("hypervisor", why)
+
+
+def test_a_call_in_the_kernel_is_slow_and_counted_once(monolith: Clock) -> None:
+    monolith.threads[7] = Thread("D", 5, 9)
+    turns_until_killed(monolith, 1000, [[7, 1]])
+    assert monolith.supervisor.killed == []
+    process = monolith.supervisor.processes["hypervisor"]
+    row = process_row("hypervisor", "hypervisor", "hypervisor", process, True)
+    monolith.beats.show(row, process, False)
+    assert row["counters"] == {"slow": 1}
+
+
+@pytest.mark.parametrize("next_call", [[], [[7, 2]], [[8, 1]]])
+def test_who_returned_and_is_in_another_call_has_all_the_time_again(
+    monolith: Clock, next_call: list[list[int]]
+) -> None:
+    turns_until_killed(monolith, 1000, [[7, 1]], next_call)
+    assert monolith.supervisor.killed == []
+
+
+def test_any_other_word_is_no_sign_of_life_of_a_call(monolith: Clock) -> None:
+    turns = 0
+    while not monolith.supervisor.killed and turns < 100:
+        monolith.turn()
+        monolith.answer("hypervisor", calls=[[7, 1]])
+        monolith.answer("hypervisor", kind="out")
+        turns += 1
+    assert turns <= 2 * ASKED + PATIENCE
+
+
+def test_the_timer_rests_when_no_call_goes_on(monolith: Clock) -> None:
+    monolith.turn()
+    monolith.answer("hypervisor", calls=[[7, 1]])
+    monolith.turn()
+    looks = monolith.looks
+    monolith.answer("hypervisor", calls=[])
+    begin, turns = monolith.now, 0
+    while monolith.now < begin + 10 * BOUND_S:
+        monolith.turn()
+        monolith.answer("hypervisor", calls=[])
+        turns += 1
+    assert (monolith.looks, monolith.supervisor.killed) == (looks, [])
+    assert turns <= 10 * TURNS / ASKED + 1
+
+
+@pytest.mark.parametrize(("calls", "understood"), [
+    ([], True), ([[7, 1]], True), ([[7, 1], [8, 2]], True), ([[7, 1], [7, 1]], False), ([[7]], False), ([7], False),
+    ({}, False), ("x", False), ([[7, True]], False), ([["7", 1]], False), ([[7, [1]]], False),
+    ([[n, 1] for n in range(intake.MOST_CALLS + 1)], False),
+], ids=lambda value: repr(value)[:30])
+def test_calls_are_pairs_of_numbers(calls: Any, understood: bool) -> None:
+    assert intake.accepts("hypervisor", ("x",), {"t": "beat", "id": 7, "calls": calls}) is understood
 
 
 def only_the_zygote(clock: Clock) -> None:

@@ -126,7 +126,7 @@ CHILD_MAY_NOT: list[dict[str, Any]] = [
     {"t": "log", "component": "../../x", "text": "x"}, {"t": "stats", "id": {}, "stats": {}}, {"t": "stats", "id": 1},
     {"t": "born", "name": "vm1", "incarnation": 1, "pid": 1}, {"t": "bound", "pid": 1}, {"t": "power_off", "pids": [1]},
     {"t": "power_on", "partition": 2, "vp": 0, "name": "vm1"}, {"t": "client_gone", "client": b"x"},
-    {"t": "request", "client": b"x", "request": {"verb": "down"}}, {"t": "malformed"}, {"t": ""},
+    {"t": "request", "client": b"x", "pid": 1, "request": {"verb": "down"}}, {"t": "malformed"}, {"t": ""},
     {"t": "out", "session": 1, "stream": 3, "data": b""}, {"t": "out", "session": 1, "stream": 1, "data": "text"},
     {"t": "out", "session": 1, "stream": 1, "data": bytes(CHUNK + 1)},
     {"t": "out", "session": True, "stream": 1, "data": b""},
@@ -146,11 +146,11 @@ def test_what_a_guest_may_not_say(message: dict[str, Any]) -> None:
 
 def test_the_machines_own_parts_have_their_own_words() -> None:
     assert intake.accepts("zygote", ("zygote",), {"t": "born", "name": "vm1", "incarnation": 1, "pid": 1})
-    assert intake.accepts("front", ("front",), {"t": "request", "client": b"x", "request": {}})
+    assert intake.accepts("front", ("front",), {"t": "request", "client": b"x", "pid": 1, "request": {}})
     assert intake.accepts("hypervisor", {"hypervisor"}, {"t": "power_off", "pids": [1]})
     assert intake.accepts("management", {"management"}, {"t": "not_started", "component": "vm9", "why": "x"})
     assert not intake.accepts("front", ("front",), {"t": "born", "name": "vm1", "incarnation": 1, "pid": 1})
-    assert not intake.accepts("zygote", ("zygote",), {"t": "request", "client": b"x", "request": {}})
+    assert not intake.accepts("zygote", ("zygote",), {"t": "request", "client": b"x", "pid": 1, "request": {}})
     assert not intake.accepts("parent", {"parent"}, {"t": "power_off", "pids": [1]})
 
 

@@ -82,6 +82,8 @@ class Command:
     def _cancel(self) -> None:
         if self._session:
             self._door.send("cancel", session=self._session)
+        else:
+            self._door.withdraw(self._request)
 
     def _hear_out(self) -> None:
         """A cancelled command may have a last word, such as ping's statistics."""

@@ -1,19 +1,19 @@
 """A client's connection to a running machine: requests out, replies in, a deadline on everything.
 
 Used by :mod:`vmbus_emu.client`. A machine that does not answer is described, not waited for: dead, stopped by a
-signal (with its pid and how to continue it), or silent.
+signal (with its pid and how to continue it), or silent. A front door that dies and is replaced meanwhile only costs
+time (:mod:`vmbus_emu.client.conversation`).
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from typing import Any
 
-import msgpack
 import zmq
 
+from vmbus_emu.client.conversation import Conversation
 from vmbus_emu.client.errors import DEADLINE_S, STOPPED_S, MachineError, NotRunning, Stopped, checked
 from vmbus_emu.lifeline import MAX_MESSAGE
 from vmbus_emu.procfs import is_stopped, start_time
@@ -22,9 +22,8 @@ from vmbus_emu.runfolder import RunFolder
 Reply = dict[str, Any]
 #: While nothing comes, the machine's processes are looked at so often before patience ends.
 _LOOKS = 6
-#: A request that changes nothing is sent again after so many seconds: the front door may be a new one.
-_AGAIN_S = 1.0
-_CHANGES_NOTHING = ("info", "ps")
+#: Who waits and hears nothing for so many seconds says that it is there: the front door may be a new one.
+_HERE_S = 0.5
 
 
 class Door:
@@ -41,7 +40,7 @@ class Door:
             self.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             raise NotRunning(f'"{folder.name}" is not running', "start it with vmbus-emu up") from None
-        self._numbers = itertools.count(1)
+        self._conversation = Conversation()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(1)
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -54,57 +53,71 @@ class Door:
         self._poller.register(self.pidfd, zmq.POLLIN)
         self._next_look = 0.0
         self._stopped_since: float | None = None      # monotonic seconds
+        self._quiet_since = time.monotonic()
 
     def send(self, verb: str, **fields: Any) -> int:
         """Send a request; its number."""
-        number = next(self._numbers)
-        self._send(number, verb, fields)
+        number, message = self._conversation.request(verb, fields)
+        self._send(message)
         return number
 
-    def _send(self, number: int, verb: str, fields: dict[str, Any]) -> None:
-        self._socket.send(msgpack.packb({"id": number, "verb": verb, **fields}))
+    def _send(self, message: bytes) -> None:
+        self._socket.send(message)
+        self._quiet_since = time.monotonic()
+
+    def withdraw(self, number: int) -> None:
+        """Nobody waits for that request any more: if it was lost with a front door, it stays lost."""
+        self._conversation.withdraw(number)
 
     def receive(
         self, deadline: float | None, also: int | None = None, patience: float = DEADLINE_S
     ) -> Reply | None:
         """The next reply; ``None`` when ``deadline`` (monotonic seconds) passed, or descriptor ``also`` is readable.
 
-        Raises :class:`MachineError` when the machine dies first, and :class:`Stopped` when it has been seen stopped for
-        ``patience`` seconds.
+        Raises :class:`MachineError` when the machine dies first, :class:`Stopped` when it has been seen stopped for
+        ``patience`` seconds, and :class:`Forgotten` when it has ended this conversation.
         """
         if also is not None:
             self._poller.register(also, zmq.POLLIN)
         try:
             while True:
-                left = patience / _LOOKS
+                left = min(patience / _LOOKS, _HERE_S)
                 if deadline is not None:
                     left = min(left, deadline - time.monotonic())
                 ready = dict(self._poller.poll(max(0, int(left * 1000) + 1)))
                 if self._socket in ready:
                     self._stopped_since = None
-                    reply: Reply = msgpack.unpackb(self._socket.recv())
-                    return reply
+                    reply = self._take(self._socket.recv())
+                    if reply is not None:
+                        return reply
+                    continue
                 if self.pidfd in ready:
                     raise MachineError(f'"{self._folder.name}" died: its machine process (pid {self.pid}) is gone')
                 if not ready:
                     self._look(patience)
+                    if time.monotonic() - self._quiet_since >= _HERE_S:
+                        self._send(self._conversation.here())
                 if ready or (deadline is not None and time.monotonic() >= deadline):
                     return None
         finally:
             if also is not None:
                 self._poller.unregister(also)
 
+    def _take(self, message: bytes) -> Reply | None:
+        self._quiet_since = time.monotonic()
+        reply, answers = self._conversation.arrived(message)
+        for answer in answers:
+            self._send(answer)
+        return reply
+
     def ask(self, verb: str, timeout: float = DEADLINE_S, **fields: Any) -> Reply:
         """A request with one reply. Raises :class:`MachineError` for a refusal, or when there is no answer."""
         number = self.send(verb, **fields)
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            again = time.monotonic() + _AGAIN_S
-            while (reply := self.receive(min(deadline, again), patience=STOPPED_S)) is not None:
-                if reply.get("id") == number:
-                    return checked(reply)
-            if verb in _CHANGES_NOTHING:
-                self._send(number, verb, fields)
+        while (reply := self.receive(deadline, patience=STOPPED_S)) is not None:
+            if reply.get("id") == number:
+                return checked(reply)
+        self.withdraw(number)
         raise self.silence(timeout)
 
     def _look(self, patience: float) -> None:

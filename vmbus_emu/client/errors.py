@@ -27,6 +27,10 @@ class Stopped(MachineError):
     """The machine, or its front door, is stopped by a signal. It goes on when somebody continues it."""
 
 
+class Forgotten(MachineError):
+    """The machine has ended its conversation with this client: what was under way for it is lost."""
+
+
 def checked(reply: Mapping[str, Any]) -> dict[str, Any]:
     """The reply, unless it is a refusal, which is raised."""
     if "error" in reply:

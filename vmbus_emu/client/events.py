@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vmbus_emu.client.errors import DEADLINE_S, STOPPED_S, MachineError, Stopped, checked
+from vmbus_emu.client.errors import DEADLINE_S, STOPPED_S, Forgotten, MachineError, Stopped, checked
 
 if TYPE_CHECKING:
     from vmbus_emu.client.door import Door
@@ -57,13 +57,14 @@ class EventStream:
     def next(self, timeout: float | None) -> Event | None:
         """The next event; ``None`` when there was none for ``timeout`` seconds, or the machine has ended.
 
-        Raises :class:`MachineError` when the machine has been stopped by a signal for long.
+        Raises :class:`MachineError` when the machine has been stopped by a signal for long, or when this was not asked
+        for so long that the machine keeps no more events for it.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._ended:
             try:
                 reply = self._door.receive(deadline)
-            except Stopped:
+            except (Stopped, Forgotten):
                 raise
             except MachineError:
                 self.close()

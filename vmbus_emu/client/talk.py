@@ -42,6 +42,7 @@ class Talk:
         answered = self.until(lambda: bool(replies), time.monotonic() + timeout, STOPPED_S)
         del self._handlers[number]
         if not answered:
+            self.door.withdraw(number)
             raise self.door.silence(timeout)
         return checked(replies[0])
 

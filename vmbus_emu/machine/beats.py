@@ -12,9 +12,12 @@ computes  slow, and has used twenty times the bound of CPU time without a word: 
 dozes     slow, and was found asleep for twenty times the bound without a word: hangs
 ========= ====================================================================================================
 
-All of that is said of the thread that turns the loop. Who has not said "ready" yet has ten times as long, unless it is
-stopped. A look that comes late counts for nobody: the machine itself was stopped, or the host is overloaded. What hangs
-is killed; from there its death is one like any other.
+All of that is said of the thread that turns the loop. In the monolith other threads run drivers, too: its beat names
+the calls of drivers that go on (:mod:`partitions.long_calls`), and of each one's thread it is said as well, as long as
+it is the same call. A guest's own code is not judged there either.
+
+Who has not said "ready" yet has ten times as long, unless it is stopped. A look that comes late counts for nobody: the
+machine itself was stopped, or the host is overloaded. What hangs is killed; from there its death is one like any other.
 
 A zygote reads nothing but orders to bear a child, so it is not asked: its answer to an order is its beat, and while it
 has none it can only be stopped. A VM is never judged: ``ps`` shows that it does not answer
@@ -26,13 +29,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop, Timer
+from vmbus_emu.machine import intake
 from vmbus_emu.machine.events import Events
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
-from vmbus_emu.procfs import Thread, first_thread, is_stopped
+from vmbus_emu.procfs import Thread, first_thread, is_stopped, thread
 
 #: Turns of the timer per bound; between two questions; and in silence that are a hang. So a hang is over after ten
 #: turns at most, and two are left for the replacement to start.
@@ -109,12 +114,14 @@ class Silence:
 class _Watched:
     """One process, and whether it owes an answer."""
 
-    __slots__ = ("asked", "hangs", "process", "silence", "zygote")
+    __slots__ = ("asked", "calls", "hangs", "process", "silence", "zygote")
 
     def __init__(self, process: Process, zygote: bool, bound_s: float) -> None:
         self.process = process
         self.zygote = zygote
         self.silence = Silence(bound_s)
+        #: By thread and number, the calls of drivers that go on in it.
+        self.calls: dict[tuple[int, int], Silence] = {}
         self.asked = zygote                       # to load its code: it says "ready" when it has
         self.hangs = False
 
@@ -165,9 +172,20 @@ class Beats:
             watched.silence.spoke((kind == "ready" or process.name.endswith(SPARE)) and not watched.zygote)
             if kind == ("ready" if watched.zygote else "beat"):
                 watched.asked = False
-                if process.pid in self._unanswered:
+                self._note_calls(watched, message)
+                if process.pid in self._unanswered and not watched.calls:
                     self._unanswered.discard(process.pid)
                     self._rest()
+
+    def _note_calls(self, watched: _Watched, message: Message) -> None:
+        """Those that its beat does not name any more are over, whatever they did meanwhile."""
+        going_on = intake.long_calls(message) or ()
+        watched.calls = {call: watched.calls.get(call) or self._call() for call in going_on}
+
+    def _call(self) -> Silence:
+        silence = Silence(self._bound_s)
+        silence.spoke(ready=True)
+        return silence
 
     def show(self, row: Message, process: Process | None, silent: bool) -> None:
         """Put into a row of ``ps`` what is known here. ``silent``: the process did not answer ``ps``, and slept."""
@@ -209,7 +227,8 @@ class Beats:
                 one.asked = True
                 one.silence.spoke()               # until now it owed nothing
                 one.process.line.send({"t": "beat", "id": self._turns})
-            if one.asked:
+            self._judge_calls(one, on_time)
+            if one.asked or one.calls:
                 self._unanswered.add(one.process.pid)
         self._schedule(1)
         self._rest()
@@ -236,11 +255,24 @@ class Beats:
         process = one.process
         why = one.silence.turn(on_time, lambda: first_thread(process.pid), owes)
         if why:
-            one.hangs = True
-            silent_ms = round(max(one.silence.turns, PATIENCE) * self._turn_s * 1000)
-            self._say(f"{process.name} (pid {process.pid}) hangs: no answer for {silent_ms} ms, and {why}")
-            self._events.emit(
-                "hung", component=process.name, pid=process.pid, incarnation=process.incarnation, silent_ms=silent_ms,
-                reason=why,
-            )
-            self._supervisor.kill(process)
+            self._hung(one, one.silence, why)
+
+    def _judge_calls(self, one: _Watched, on_time: bool) -> None:
+        pid = one.process.pid
+        for (number, _), silence in one.calls.items():
+            was_slow = silence.slow
+            why = silence.turn(on_time, partial(thread, pid, number))
+            one.silence.slow += silence.slow - was_slow
+            if why and not one.hangs:
+                self._hung(one, silence, f"{why} in a driver")
+
+    def _hung(self, one: _Watched, silence: Silence, why: str) -> None:
+        process = one.process
+        one.hangs = True
+        silent_ms = round(max(silence.turns, PATIENCE) * self._turn_s * 1000)
+        self._say(f"{process.name} (pid {process.pid}) hangs: no answer for {silent_ms} ms, and {why}")
+        self._events.emit(
+            "hung", component=process.name, pid=process.pid, incarnation=process.incarnation, silent_ms=silent_ms,
+            reason=why,
+        )
+        self._supervisor.kill(process)

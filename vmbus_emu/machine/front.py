@@ -1,17 +1,13 @@
 """The front door: the small process that holds the management socket, so that the machine needs no ZeroMQ.
 
 The machine forks, and what forks must own no ZeroMQ context. So this process speaks ZeroMQ with the clients (the
-CLI, the Python API) and the lifeline with the machine, and understands nothing of what it relays.
-
-ZeroMQ does not say when a client is gone, and a silent command would run on for nobody. So the process of each client
-is watched through a pidfd; the kernel's word says which it is.
+CLI, the Python API) and the lifeline with the machine, and understands nothing of what it relays. It keeps nothing
+either: whatever dies with it is said again through the next one (:mod:`vmbus_emu.machine.conversations`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections import deque
 from typing import Any
 
 import msgpack
@@ -21,19 +17,22 @@ from vmbus_emu.lifeline import MAX_MESSAGE, Message
 from vmbus_emu.node import Node
 from vmbus_emu.zmqport import ZmqPort, peer_pid
 
-#: Connections of one client process that are remembered; a process that makes more has closed the first ones.
-MAX_CONNECTIONS = 64
+#: Messages that wait for one client, or for us; the machine has its own bound on the former.
+_QUEUE = 20_000
 
 
 class Front:
-    """Requests: one frame of msgpack from a DEALER. Replies: the same, any number per request."""
+    """Requests: one frame of msgpack from a DEALER. Replies: the same, any number per request, packed by the machine.
+
+    The machine learns from which connection a request came, and of which process that is by the kernel's word.
+    """
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._pack = msgpack.Packer(autoreset=True).pack
         self._lost = 0
-        self._clients: dict[int, deque[bytes]] = {}     # pid -> its connections' routes, the newest last
-        self._port = ZmqPort(node.loop, node.context, zmq.ROUTER, self._received, max_message=MAX_MESSAGE)
+        self._port = ZmqPort(
+            node.loop, node.context, zmq.ROUTER, self._received, max_message=MAX_MESSAGE, queue=_QUEUE
+        )
 
     def start(self, config: Message) -> None:
         self._port.bind(config["socket"])
@@ -47,31 +46,12 @@ class Front:
         except (ValueError, TypeError, msgpack.UnpackException):
             return
         if isinstance(request, dict):
-            self._watch(peer_pid(frames[1]), frames[0].bytes)
+            route, pid = frames[0].bytes, peer_pid(frames[1])
             with contextlib.suppress(ValueError):  # what is nested too deeply can be read but not written
-                self._node.lifeline.send({"t": "request", "client": frames[0].bytes, "request": request})
-
-    def _watch(self, pid: int, route: bytes) -> None:
-        routes = self._clients.get(pid)
-        if routes is not None:
-            if route not in routes:
-                routes.append(route)
-            return
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            return  # gone already: the next reply will find out
-        self._clients[pid] = deque([route], MAX_CONNECTIONS)
-        self._node.loop.watch(pidfd, lambda events: self._gone(pid, pidfd))
-
-    def _gone(self, pid: int, pidfd: int) -> None:
-        self._node.loop.unwatch(pidfd)
-        os.close(pidfd)
-        for route in self._clients.pop(pid):
-            self._node.lifeline.send({"t": "client_gone", "client": route})
+                self._node.lifeline.send({"t": "request", "client": route, "pid": pid, "request": request})
 
     def handle(self, message: Message, fds: list[int]) -> None:
-        if message["t"] == "reply" and not self._port.send(message["client"], self._pack(message["reply"])):
+        if message["t"] == "reply" and not self._port.send(message["client"], message["reply"]):
             self._lost += 1
             self._node.lifeline.send({"t": "client_gone", "client": message["client"]})
 

@@ -22,7 +22,7 @@ OWN: Mapping[str, Mapping[str, Fields]] = {
     "front": {
         "ready": {"component": _STR},
         "beat": {"id": _INT},
-        "request": {"client": _BYTES, "request": (dict,)},
+        "request": {"client": _BYTES, "pid": _INT, "request": (dict,)},
         "client_gone": {"client": _BYTES},
     },
     "zygote": {"ready": {"component": _STR}, "born": {"name": _STR, "incarnation": _INT, "pid": _INT}},
@@ -80,6 +80,8 @@ REQUESTS: Mapping[str, Fields] = {
 _TIMES = ("seconds", "grace_s")
 _LONGEST_S = 86400.0
 _MAX_INT = 1 << 63
+#: Calls that one beat may name: one per VM, and some of I/O workers.
+MOST_CALLS = 4096
 _MAX_COUNTERS = 64
 
 
@@ -102,9 +104,20 @@ def accepts(role: str, carried: Collection[str], message: Mapping[str, Any]) -> 
         return False
     if kind == "not_started" and role in SPOKESMEN:
         return True
+    if kind == "beat":
+        return long_calls(message) is not None
     if kind == "out":
         return message["stream"] in (1, 2) and len(message["data"]) <= CHUNK
     return "component" not in fields or message["component"] in carried
+
+
+def long_calls(message: Mapping[str, Any]) -> set[tuple[int, int]] | None:
+    """The calls of drivers that go on, by a beat: thread and number of each; ``None``: it is malformed."""
+    calls = message.get("calls", [])
+    if type(calls) is not list or len(calls) > MOST_CALLS:
+        return None
+    pairs = {tuple(call) for call in calls if type(call) is list and [type(part) for part in call] == [int, int]}
+    return pairs if len(pairs) == len(calls) else None
 
 
 def understood(request: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from vmbus_emu.loop import Loop
 from vmbus_emu.machine import intake
 from vmbus_emu.machine.beats import Beats
 from vmbus_emu.machine.consoles import VM_DIED, Consoles
+from vmbus_emu.machine.conversations import Conversations
 from vmbus_emu.machine.crashes import HOST_ROLES, Crashes, last_words
 from vmbus_emu.machine.drain import Drain
 from vmbus_emu.machine.events import Events
@@ -59,6 +60,8 @@ class Machine:
         self._front_restarts = 0
         self._shutdown: Shutdown | None = None
         self._media = media
+        self._conversations = Conversations(loop, self._to_front, self._request, self._client_gone)
+        self._reply = self._conversations.reply
         self._events = Events(self._reply)
         self._consoles = Consoles(self._reply)
         self.supervisor = Supervisor(loop, topology.name, folder.path, self._received, self._exited)
@@ -165,10 +168,9 @@ class Machine:
             case "stats":
                 self._figures.arrived(process.name, message["id"], intake.figures(message["stats"], carried))
             case "request":
-                self._request(message["client"], message["request"])
+                self._conversations.arrived(message["client"], message["pid"], message["request"])
             case "client_gone":
-                self._consoles.client_gone(message["client"])
-                self._events.client_gone(message["client"])
+                self._conversations.unreachable(message["client"])
             case "out" | "need" | "exit":
                 self._refused += not self._consoles.from_guest(process, message)
 
@@ -221,6 +223,8 @@ class Machine:
         self._consoles.process_died(process)
         self._figures.died(process.name)
         self._power.exited(process)
+        if process.name == "front":
+            self._conversations.front_gone()
         if process.name in self._power.zygotes:
             self.supervisor.stillborn(process.name)
         if self._shutdown is not None:
@@ -303,14 +307,18 @@ class Machine:
         for role in ROOT_PROCESSES:
             if role in running:
                 message = {"t": "peer_died", "name": process.name, "incarnation": process.incarnation}
-                running[role].line.send(message)
+                running[role].line.send({**message, "partition": self._power.place(process.name)})
 
     # -- requests -----------------------------------------------------------------------------------
 
-    def _reply(self, client: bytes, reply: Message) -> None:
+    def _to_front(self, message: Message) -> None:
         front = self.supervisor.running.get("front")
         if front is not None:
-            front.line.send({"t": "reply", "client": client, "reply": reply})
+            front.line.send(message)
+
+    def _client_gone(self, client: bytes) -> None:
+        self._consoles.client_gone(client)
+        self._events.client_gone(client)
 
     def _request(self, client: bytes, request: Message) -> None:
         number = request.get("id", 0)
