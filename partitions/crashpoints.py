@@ -1,4 +1,4 @@
-"""Where the steps of :mod:`vmbus_emu.crashpoints` are, in a process with the VMBus provider or VSPs.
+"""Where the steps of :mod:`vmbus_emu.crashpoints` are, in a process with the VMBus provider or VSPs, and in management.
 
 Loaded when a step is armed. A hook wraps the methods that its step leads through, on classes: a process in the
 microkernel carries both VSPs, and only the one that is meant has its own wrapped. Nothing here imports them, for a
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from vmbus_emu.node import load
 from vmbus_emu.protocol import nvsp, vmbus
+from vmbus_emu.protocol.hypercall import Code
 from vmbus_emu.protocol.vstor import State
 from vmbus_emu.vp import VirtualProcessor
 
@@ -41,7 +42,8 @@ _SESSIONS = {
 
 
 def install(step: str, trap: Trap, patches: Patches, role: str, process: Any) -> None:
-    """Arm ``step`` of component ``role``. ``process``: the :class:`partitions.parent.process.VspCarrier` of it."""
+    """Arm ``step`` of component ``role``. ``process``: the :class:`partitions.parent.process.VspCarrier` of it, or
+    :class:`partitions.parent.management.Management`."""
 
     def listen_again() -> None:
         """The channels that are open hold the method that was there before."""
@@ -233,6 +235,35 @@ def _negotiate(trap: Trap, patches: Patches, role: str) -> None:
         _handshake(trap, patches, role)
 
 
+# -- a VM's start ------------------------------------------------------------------------------------------------
+
+#: Seconds after a call by which ZeroMQ's thread has sent it; the answer takes a process's birth.
+_SENT_S = 0.001
+
+
+def _created(trap: Trap, patches: Patches, role: str) -> None:
+    _before(patches, load("partitions.parent.management:Management"), "_attach", trap.reached)
+
+
+def _before_call(code: Code) -> Hook:
+    def hook(trap: Trap, patches: Patches, role: str) -> None:
+        _before(patches, VirtualProcessor, "call", trap.reached, lambda vp, called, *block: called is code)
+
+    return hook
+
+
+def _asked(trap: Trap, patches: Patches, role: str) -> None:
+    def around(call: Method) -> Method:
+        def wrapped(vp: VirtualProcessor, code: Code, *block: Any) -> Any:
+            if code is Code.START_VIRTUAL_PROCESSOR and trap.due():
+                vp._loop.call_later(_SENT_S, trap.strike)
+            return call(vp, code, *block)
+
+        return wrapped
+
+    patches.wrap(VirtualProcessor, "call", around)
+
+
 Hook = Callable[[Trap, Patches, str], None]
 _SERVICE: dict[str, Hook] = {
     "fetch": _fetch, "submit": _submit, "complete": _complete, "signal": _signal, "signalled": _signalled,
@@ -253,5 +284,11 @@ HOOKS: dict[str, dict[str, Hook]] = {
         "open": _received_by_provider(vmbus.OpenChannel),
         "opened": _sent_by_provider("OPENCHANNEL_RESULT"),
         "negotiate": _negotiate,
+    },
+    "management": {
+        "create": _created,
+        "attach": _before_call(Code.INITIALIZE_PARTITION),
+        "initialize": _before_call(Code.START_VIRTUAL_PROCESSOR),
+        "start": _asked,
     },
 }

@@ -1,8 +1,9 @@
 """The steps at which a component can be made to die (``kill --at STEP[:N]``), as data; and how one is written.
 
-Two families. A step of *service* (``fetch`` … ``signalled``, and those of the hypervisor) is armed in the process that
-runs. A step of *negotiation* belongs to a process that begins: the one that runs is killed at once, and the step is
-armed in its replacement before that is started. ``N`` counts how often the step is reached from the arming on.
+Two families. A step of *service* (``fetch`` … ``signalled``, and those of hypervisor and management) is armed in the
+process that runs. A step of *negotiation* belongs to a process that begins: the one that runs is killed at once, and
+the step is armed in its replacement before that is started. ``N`` counts how often the step is reached from the arming
+on.
 
 Where each step is in the code say :mod:`partitions.crashpoints` and :mod:`vmbus_emu.hypervisor.crashpoints`.
 """
@@ -15,6 +16,7 @@ from typing import NamedTuple
 _SERVING = ("storvsp", "netvsp")
 _OFFERING = ("parent", *_SERVING)
 _HYPERVISOR = ("hypervisor",)
+_MANAGEMENT = ("management",)
 
 
 class Step(NamedTuple):
@@ -34,6 +36,10 @@ STEPS: Mapping[str, Step] = {
     "hypercall": Step("a hypercall arrived; nothing is done", _HYPERVISOR, False),
     "execute": Step("it is done; nothing of that is written down or sent", _HYPERVISOR, False),
     "reply": Step("it is done and written down; the caller has no answer", _HYPERVISOR, False),
+    "create": Step("a VM starts: it has a new partition, and nothing else", _MANAGEMENT, False),
+    "attach": Step("its partition has the ports for VMBus", _MANAGEMENT, False),
+    "initialize": Step("its partition is initialized; nobody was asked for its process", _MANAGEMENT, False),
+    "start": Step("the hypervisor was asked for its process", _MANAGEMENT, False),
     "hello": Step("the VSP is about to speak to the provider for the first time", _SERVING, True),
     "contact": Step("INITIATE_CONTACT arrived", ("parent",), True),
     "connected": Step("VERSION_RESPONSE is about to be sent", ("parent",), True),
@@ -49,7 +55,7 @@ STEPS: Mapping[str, Step] = {
 FAULTS = ("kill", "exit", "segv", "panic")
 #: Role -> what arms a step in its process, by import path: ``install(step, trap, wrap, component)``.
 INSTALLERS: Mapping[str, str] = {
-    **dict.fromkeys(_OFFERING, "partitions.crashpoints:install"),
+    **dict.fromkeys((*_OFFERING, "management"), "partitions.crashpoints:install"),
     "hypervisor": "vmbus_emu.hypervisor.crashpoints:install",
 }
 _MOST = 1_000_000

@@ -71,6 +71,9 @@ class VspCarrier:
         elif message["t"] == "prepare":
             self.prepare(message["config"])
             self._rehearse(message["config"])
+        elif message["t"] == "needed":
+            if self._rehearsal is not None:
+                self._rehearsal.end()
         elif message["t"] == "fault":
             self._faults.handle(message)
 
@@ -101,11 +104,6 @@ class VspCarrier:
         if config.get("storvsp", {}).get("disks"):
             self._rehearsal = load("partitions.parent.rehearsal:Rehearsal")(type(self), self.node, config)
 
-    def end_rehearsal(self) -> None:
-        """The spare is needed."""
-        if self._rehearsal is not None:
-            self._rehearsal.end()
-
     def stats(self) -> dict[str, Mapping[str, Any]]:
         return {name: vsp.stats() for name, vsp in self.vsps.items()}
 
@@ -115,10 +113,11 @@ class ParentProcess(VspCarrier):
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
+        self._begun = False
         self._provider = Provider(node.loop, self.vp, node.log, self._good)
 
     def start(self, config: Message) -> None:
-        self.end_rehearsal()
+        self._begun = True
         if config["transport"] == "ring":
             self._provider.share_memory(config["io_memory"])
         self.prepare(config)
@@ -133,7 +132,7 @@ class ParentProcess(VspCarrier):
             self.node.lifeline.send({"t": "good", "component": self.node.name})
 
     async def _prepare(self, components: list[str], running: list[tuple[int, str, str]]) -> None:
-        if not await self._provider.prepare(running):
+        if not await self._provider.prepare(running, again=self.node.incarnation > 1):
             self.node.log("the hypervisor refused the provider's ports")
             self.node.leave(1)
         for component in components:
@@ -141,7 +140,10 @@ class ParentProcess(VspCarrier):
 
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "peer_died":
-            self._provider.peer_died(message["name"], message["incarnation"])
+            self._provider.peer_died(message["name"], message["incarnation"], message["partition"])
+        elif message["t"] == "partition":
+            if self._begun:  # otherwise our configuration will say it
+                self._provider.started(message["partition"], message["name"], message["kind"])
         else:
             super().handle(message, fds)
 
@@ -157,7 +159,6 @@ class VspProcess(VspCarrier):
         self._provider: RemoteProvider | None = None
 
     def start(self, config: Message) -> None:
-        self.end_rehearsal()
         self.prepare(config)
         self.vp.on_message = self._message
         self.vp.connect(config["socket"])

@@ -36,7 +36,7 @@ from vmbus_emu.node import load
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Code, HvStatus, Property, SynicMessage
 from vmbus_emu.protocol.vmbus import USER_DATA_BYTES, version_text
-from vmbus_emu.task import Task
+from vmbus_emu.task import Future, Task
 from vmbus_emu.vmbus import effects as fx
 from vmbus_emu.vmbus.server import Connection
 from vmbus_emu.vp import VirtualProcessor
@@ -45,6 +45,8 @@ from vmbus_emu.vp import VirtualProcessor
 MAX_BACKLOG = 512
 #: Devices that VSPs may offer, over all guests.
 MAX_DEVICES = 1 << 16
+#: Seconds after which management hears that we are there: it would take CPU from guests that are to be served again.
+MANAGEMENT_AFTER_S = 0.02
 #: Refusals of one guest that are written to the log; the rest are only counted.
 LOGGED_REFUSALS = 20
 
@@ -69,6 +71,7 @@ class Provider:
         self._devices = Devices()
         self._effects: deque[tuple[Guest, fx.Effect]] = deque()
         self._draining = False
+        self._vacated: set[str] = set()     # VMs that have let go of a channel, or of a device: others may have waited
         self._strange = 0
         self._on_good = on_good
         self._was_good = False
@@ -89,19 +92,34 @@ class Provider:
             return None
         return vsp, next((number for number, own in self._vsp_partitions.items() if own == name), hv.PARTITION_ROOT)
 
-    async def prepare(self, partitions: Sequence[tuple[int, str, str]]) -> bool:
+    async def prepare(self, partitions: Sequence[tuple[int, str, str]], again: bool = False) -> bool:
         """Make the port over which management reaches us, and find again what runs already: ``partitions`` by
-        number, component name and kind, if we are not the first incarnation. ``False`` if the hypervisor refused."""
+        number, component name and kind, if we are not the first incarnation (``again``). ``False`` if the hypervisor
+        refused."""
         made = [self._wiring.wire_management()]
-        for partition, name, kind in partitions:
-            if kind == "child":
-                self._add_guest(Guest(name, partition, Connection(require_ring_gpadl=self._ring)))
-                self._ask_for(self._guests[partition])  # now, for its answer comes before the guest's first word
-            else:
-                self._vsp_partitions[partition] = name
-            made.append(self._wiring.find_again(partition, kind == "child"))
-            self._vp.post(FIRST_PARTITION_PORT + partition, hv.MESSAGE_PARENT_BACK, b"")
+        made += [self._find(*one) for one in partitions]
+        if again:  # what it had asked the one before for, it asks us for
+            back = MANAGEMENT_ANSWERS, hv.MESSAGE_PARENT_BACK, b""
+            self._loop.call_later(MANAGEMENT_AFTER_S, self._vp.post, *back)
         return all([await one for one in made])
+
+    def _find(self, partition: int, name: str, kind: str) -> Future[bool]:
+        """Take over a partition that an earlier incarnation was told to attach."""
+        self._replaces(name, partition)
+        if kind == "child":
+            self._add_guest(Guest(name, partition, Connection(require_ring_gpadl=self._ring)))
+            self._ask_for(self._guests[partition])  # now, for its answer comes before the guest's first word
+        else:
+            self._vsp_partitions[partition] = name
+        found = self._wiring.find_again(partition, kind == "child")
+        self._vp.post(FIRST_PARTITION_PORT + partition, hv.MESSAGE_PARENT_BACK, b"")
+        return found
+
+    def started(self, partition: int, name: str, kind: str) -> None:
+        """The machine says that ``partition`` has its process now. Who attached it may be dead, and it did not run yet
+        when we were told what does."""
+        if partition not in self._guests and partition not in self._vsp_partitions:
+            self._find(partition, name, kind).then(lambda found: self._wired(name, found.result()))
 
     def add_vsp(self, name: str, vsp: VspSide) -> VspFace:
         """A VSP in this process; what it talks to."""
@@ -115,15 +133,25 @@ class Provider:
         Task(self._loop, self._attach(partition, name, kind))
 
     async def _attach(self, partition: int, name: str, kind: str) -> None:
+        self._replaces(name, partition)
         if kind == "child":
             made = self._wiring.wire_child(partition)
-            self._add_guest(Guest(name, partition, Connection(require_ring_gpadl=self._ring)))
+            if partition not in self._guests:  # otherwise it was asked for twice, of the one before us and of us
+                self._add_guest(Guest(name, partition, Connection(require_ring_gpadl=self._ring)))
         else:
             made = self._wiring.wire_vsp(partition)
             self._vsp_partitions[partition] = name
         ok = await made
         self._wired(name, ok)
         self._vp.post(MANAGEMENT_ANSWERS, hv.MESSAGE_CONTROL, encode("attached", partition, ok))
+
+    def _replaces(self, name: str, partition: int) -> None:
+        """Component ``name`` has that partition now. One that was attached for it and never started had no process
+        whose death could be told; its devices are for this one."""
+        for guest in [guest for guest in self._guests.values() if guest.name == name and guest.partition != partition]:
+            self._end(guest)
+        for number in [one for one, own in self._vsp_partitions.items() if own == name and one != partition]:
+            del self._vsp_partitions[number]
 
     def _add_guest(self, guest: Guest) -> None:
         self._guests[guest.partition] = guest
@@ -149,17 +177,25 @@ class Provider:
         if not ok:
             self._log(f"{name}: the hypervisor refused its ports")
 
-    def peer_died(self, name: str, incarnation: int) -> None:
-        """The machine says that a component is dead: end its connection, or revoke its devices."""
-        for guest in [guest for guest in self._guests.values() if guest.name == name and not guest.gone]:
-            self._vp.disconnect(FIRST_PARTITION_PORT + guest.partition)
-            guest.gone = True
-            guest.pid = 0
-            guest.waiting.clear()
-            self._apply(guest, guest.connection.disconnect())
-            self._asking.gone(guest.partition, guest.name, list(self._vsps.values()))
+    def peer_died(self, name: str, incarnation: int, partition: int = 0) -> None:
+        """The machine says that a component is dead: end its connection, or revoke its devices. ``partition``: where it
+        was, for it may be attached anew with another one already; 0: wherever it was."""
+        for guest in [guest for guest in self._guests.values() if guest.name == name]:
+            if partition in (0, guest.partition):
+                self._end(guest)
         if name in self._vsp_partitions.values() and incarnation >= self._vsp_incarnations.get(name, 0):
             self._vsp_gone(name)
+
+    def _end(self, guest: Guest) -> None:
+        """It is dead. Of no effect the second time."""
+        if guest.gone:
+            return
+        self._vp.disconnect(FIRST_PARTITION_PORT + guest.partition)
+        guest.gone = True
+        guest.pid = 0
+        guest.waiting.clear()
+        self._apply(guest, guest.connection.disconnect())
+        self._asking.gone(guest.partition, guest.name, list(self._vsps.values()))
 
     def _vsp_gone(self, name: str) -> None:
         """A VSP in a partition of its own ended. Its devices come back with its next incarnation."""
@@ -229,8 +265,11 @@ class Provider:
         if self._draining:
             return
         self._draining = True
-        while self._effects:
-            self._carry_out(*self._effects.popleft())
+        while self._effects or self._vacated:
+            if self._effects:
+                self._carry_out(*self._effects.popleft())
+            else:  # not before: several channels may be freed at once, and what is offered takes their numbers
+                self._offer_waiting(self._vacated.pop())
         self._draining = False
 
     def _carry_out(self, guest: Guest, effect: fx.Effect) -> None:
@@ -289,6 +328,8 @@ class Provider:
         hears of that before this offer, for its messages keep their order."""
         if guest.gone or device.revoked or device.guest is not None or guest.has(device.offer.instance):
             return
+        if not guest.connection.has_room:
+            return
         relid, effects = guest.connection.offer(device.offer)
         if relid:
             device.guest, device.relid = guest, relid
@@ -300,10 +341,12 @@ class Provider:
         device.guest, device.relid = None, 0
         if device.revoked:
             self._devices.remove(device)
-        for other in list(self._guests.values()):
-            if other.name == device.vm:
-                for waiting in self._devices.of(device.vm):
-                    self._offer_to(other, waiting)
+        self._vacated.add(device.vm)
+
+    def _offer_waiting(self, vm: str) -> None:
+        for guest in [guest for guest in self._guests.values() if guest.name == vm]:
+            for waiting in self._devices.of(vm):
+                self._offer_to(guest, waiting)
 
     def _forget(self, guest: Guest) -> None:
         """Every device has let go of a guest that is gone."""

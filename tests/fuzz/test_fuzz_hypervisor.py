@@ -62,6 +62,8 @@ def arguments(rng: random.Random, code: int) -> bytes:
             return hv.PARTITION_ID.pack(first)
         case Code.GET_PARTITION_PROPERTY:
             return hv.GET_PROPERTY.pack(first, rng.choice((*hv.Property, 0, rng.getrandbits(32))))
+        case Code.GET_NEXT_CHILD_PARTITION:
+            return hv.NEXT_CHILD.pack(first, partition_id(rng))
         case Code.MAP_GPA_PAGES | Code.UNMAP_GPA_PAGES:
             gpa = rng.choice(list(REGIONS)) + 4096 * rng.choice((-1, 0, 0, 1, 15)) + rng.choice((0, 0, 0, 1))
             pages = rng.choice((0, 1, 2, 15, 16, 16, 17, 0xFFFFFFFF))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +135,67 @@ def test_the_hypervisor_dies_in_a_call_that_another_ones_recovery_makes(lab: Lab
     (kill,) = report["kills"]
     assert (kill["component"], kill["pid"], kill["at"]) == ("hypervisor", rows["hypervisor"]["pid"], step)
     assert all(machine.exec(vm, "null disk0 10").status == 0 for vm in ("vm1", "vm2"))
+
+
+class Caller:
+    """Each time that the hypervisor is armed, so many, ``victim`` is killed: its replacement makes the calls."""
+
+    def __init__(self, lab: Lab, machine: Machine, victim: str, times: int) -> None:
+        self._lab = lab
+        self._machine = lab.attach()
+        self._victim = victim
+        self._times = times
+        self._watching = machine.watch()
+        self.killed: list[int] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while len(self.killed) < self._times and (event := self._watching.next(LOAD_S)) is not None:
+            if event["event"] == "armed":
+                self.killed.append(self._lab.rows(self._machine)[self._victim]["pid"])
+                os.kill(self.killed[-1], signal.SIGKILL)
+
+    def end(self) -> list[int]:
+        """Whom it killed."""
+        self._thread.join(LOAD_S)
+        assert not self._thread.is_alive()
+        self._watching.close()
+        return self.killed
+
+
+@pytest.mark.parametrize(("arch", "transport", "victim", "calls"), [
+    ("microkernel", "zmq", "parent", 30), ("microkernel", "ring", "parent", 40), ("microkernel", "ring", "vm1", 30),
+    ("disaggregated", "zmq", "storvsp", 12), ("disaggregated", "ring", "storvsp", 24),
+    ("disaggregated", "zmq", "parent", 30), ("disaggregated", "ring", "netvsp", 24),
+])  # fmt: skip
+@pytest.mark.parametrize("step", crashpoints.fitting("hypervisor"))
+def test_a_hypervisor_that_is_recovered_may_die_in_any_call(
+    lab: Lab, wait: Wait, arch: str, transport: str, victim: str, calls: int, step: str
+) -> None:
+    """``calls``: fewer than there are from the victim's death until all is served again."""
+    machine = up(lab, arch, transport, policy={"hypervisor": "recover", "child": "restart"})
+    before = lab.rows(machine)
+    steps = [f"{step}:{number}" for number in range(1, calls + 1, calls // 6)]
+    caller = Caller(lab, machine, victim, len(steps))
+    run = die_at("hypervisor", steps)
+    killed = caller.end()
+    dead = [event["pid"] for event in run["events"] if event["event"] == "died"]
+    assert sorted(dead) == sorted([*killed, *(kill["pid"] for kill in run["kills"])])
+    assert len(dead) == 2 * len(steps)
+    assert [event for event in run["events"] if event["event"] == "rebooting"] == []
+    counts = run["operations"]
+    assert (run["findings"], counts["lost"], counts["unexpected"], counts["duplicated"]) == ([], 0, 0, 0)
+    if victim != "vm1":                 # whose requests died with it
+        assert_nothing_lost(run)
+    wait(lambda: all(row["state"] == "ready" for row in lab.rows(machine).values()), "all are back")
+    after = lab.rows(machine)
+    gone = {name for name, row in before.items() if row["host"] in ("hypervisor", before[victim]["host"])}
+    assert {name for name, row in after.items() if row["pid"] != before[name]["pid"]} == gone
+    assert {after[name]["incarnation"] for name in gone} == {1 + len(steps)}
+    assert after["hypervisor"]["counters"]["partitions"] == before["hypervisor"]["counters"]["partitions"]
+    assert all(machine.exec(vm, "null disk0 10").status == 0 for vm in ("vm1", "vm2"))
+    lab.note()
 
 
 def test_what_nobody_comes_to_is_said_and_does_not_stay_armed(lab: Lab) -> None:

@@ -88,7 +88,8 @@ def test_only_who_can_be_armed_may_say_that_it_was_struck() -> None:
     (["storvsp", "--at", "fetch:0"], "counts from 1"),
     (["storvsp", "--at", "contact"], f"try {', '.join(fitting('storvsp'))}"),
     (["hypervisor", "--at", "fetch"], "try hypercall, execute, reply"),
-    (["vm1", "--at", "fetch"], "try parent, storvsp, netvsp, hypervisor"),
+    (["vm1", "--at", "fetch"], "try parent, storvsp, netvsp, management, hypervisor"),
+    (["management", "--at", "open"], "try create, attach, initialize, start"),
     (["machine", "--at", "fetch"], "machine cannot die at fetch"),
     (["storvsp", "--at", "fetch", "--fault", "hang"], "try kill, exit, segv, panic"),
 ])  # fmt: skip

@@ -192,6 +192,47 @@ def test_properties_of_a_child(bench: Bench, what: Property, value: int) -> None
     assert bench.status(Code.GET_PARTITION_PROPERTY, 99, what) is S.INVALID_PARTITION_ID
 
 
+def test_the_children_of_a_partition_are_found_one_after_the_other(bench: Bench) -> None:
+    def following(previous: int, of: int = hv.PARTITION_SELF, by: Vp = ROOT) -> tuple[HvStatus, int]:
+        status, output = bench.call(Code.GET_NEXT_CHILD_PARTITION, of, previous, by=by)
+        return status, int.from_bytes(output, "little")
+
+    assert following(hv.PARTITION_INVALID) == (S.SUCCESS, hv.PARTITION_INVALID)
+    first, second, third = bench.create(), bench.child(201), bench.create()
+    seen = [first]
+    while (number := following(seen[-1], hv.PARTITION_ROOT)[1]) != hv.PARTITION_INVALID:
+        seen.append(number)
+    assert seen == [first, second, third]
+    assert bench.status(Code.DELETE_PARTITION, first) is S.SUCCESS
+    assert following(hv.PARTITION_INVALID) == following(first) == (S.SUCCESS, second)
+    assert following(hv.PARTITION_INVALID, second) == (S.SUCCESS, hv.PARTITION_INVALID), "it has none"
+    assert following(0, 99)[0] is S.INVALID_PARTITION_ID
+    assert following(0, by=(second, 0))[0] is S.ACCESS_DENIED
+
+
+def test_whoever_asks_for_a_start_hears_of_it_when_the_one_who_asked_first_is_dead(bench: Bench) -> None:
+    management: Vp = (hv.PARTITION_ROOT, 1)
+    number = bench.create()
+    assert bench.status(Code.INITIALIZE_PARTITION, number) is S.SUCCESS
+    assert bench.hypervisor.bind(management, 101)
+    block = hv.START_VP.pack(number, 0, 0)
+
+    def starting() -> bytes:
+        return bench.call(Code.GET_PARTITION_PROPERTY, number, Property.STARTING)[1]
+
+    assert not any(starting())
+    assert execute(bench.hypervisor, management, 7, Code.START_VIRTUAL_PROCESSOR, block) == [PowerOn(number, 0, "vm1")]
+    assert any(starting())
+    assert bench.status(Code.START_VIRTUAL_PROCESSOR, number, 0, 0) is S.INVALID_VP_STATE, "somebody waits for it"
+    bench.hypervisor.died(101)
+    assert bench.hypervisor.bind(management, 102)
+    assert execute(bench.hypervisor, management, 1, Code.START_VIRTUAL_PROCESSOR, block) == [], "the machine was asked"
+    assert bench.status(Code.START_VIRTUAL_PROCESSOR, number, 0, 0) is S.INVALID_VP_STATE
+    assert bench.status(Code.DELETE_PARTITION, number) is S.INVALID_PARTITION_STATE
+    assert bench.hypervisor.powered((number, 0), 300) == [Reply(management, 1, S.SUCCESS)]
+    assert not any(starting())
+
+
 def test_a_partition_with_more_privileges_still_reaches_only_itself_and_its_children(bench: Bench) -> None:
     first, second = bench.child(200), bench.child(201)
     bench.hypervisor.partitions[first].privileges = hv.ROOT_PRIVILEGES

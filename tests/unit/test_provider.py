@@ -12,6 +12,7 @@ import pytest
 
 from partitions.parent.provider import LOGGED_REFUSALS, MAX_BACKLOG, Provider
 from partitions.parent.vsplink import FIRST_PARTITION_PORT, RemoteProvider, encode
+from partitions.parent.wiring import Wiring
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol import vmbus as wire
 from vmbus_emu.protocol.vmbus import NEWEST
@@ -216,6 +217,70 @@ def test_a_dead_guest_lets_go_of_everything_it_had(root: Root) -> None:
     assert [asked[0] for asked in root.vsp.asked] == ["open", "close", "open"]
 
 
+def test_a_partition_that_never_ran_gives_its_devices_to_the_next_one_of_its_vm(root: Root) -> None:
+    root.vsp.offer(1, "vm1")
+    root.attach("vm1")                          # management dies before it starts it
+    guest = root.guest("vm1")
+    guest.contact()
+    assert guest.open(guest.awaits(wire.OfferChannel).relid) == 0
+    assert root.counters()["connections"] == 1
+
+
+def test_a_guest_outlives_the_word_of_the_death_of_the_one_before(root: Root) -> None:
+    root.vsp.offer(1, "vm1")
+    first, second = root.attach("vm1"), root.guest("vm1")
+    root.provider.peer_died("vm1", 1, first)    # it was slow
+    second.contact()
+    assert second.open(second.awaits(wire.OfferChannel).relid) == 0
+    root.provider.peer_died("vm1", 2, second.partition)
+    root.wires.settle()
+    assert root.vsp.asked[-1] == ("close", 1)
+
+
+def test_what_is_attached_twice_stays_what_it_is(root: Root) -> None:
+    root.vsp.offer(1, "vm1")
+    guest = root.guest("vm1")
+    guest.contact()
+    relid = guest.awaits(wire.OfferChannel).relid
+    ports = root.wires.hypervisor.stats().ports
+    root.provider.attach(guest.partition, "vm1", "child")
+    root.wires.settle()
+    assert guest.open(relid) == 0
+    assert (root.wires.hypervisor.stats().ports, root.counters()["refused"]) == (ports, 0)
+
+
+def test_a_provider_that_did_not_attach_a_guest_is_told_when_it_starts(root: Root) -> None:
+    partition = root.attach("vm1")
+    root.wires.end(hv.PARTITION_ROOT)
+    after = Root(root.wires)
+    assert root.wires.result(Task(root.wires.loop, after.provider.prepare([], again=True)))
+    after.vsp.offer(1, "vm1")
+    guest = Guest(root.wires, partition)
+    kinds: list[int] = []
+    decoding, guest.vp.on_message = guest.vp.on_message, lambda sint, message: kinds.append(message.kind)
+    refused = guest.vp.post(hv.CONNECTION_VMBUS, hv.MESSAGE_VMBUS, b"too early")
+    assert root.wires.result(refused) is hv.HvStatus.INVALID_CONNECTION_ID
+    for _ in range(2):                          # the second time it knows
+        after.provider.started(partition, "vm1", "child")
+        root.wires.settle()
+    assert kinds == [hv.MESSAGE_PARENT_BACK]
+    guest.vp.on_message = decoding
+    guest.contact()
+    assert guest.open(guest.awaits(wire.OfferChannel).relid) == 0
+
+
+def test_management_hears_of_a_parent_that_is_not_the_first(root: Root) -> None:
+    management = root.wires.processor(hv.PARTITION_ROOT, 1)
+    kinds: list[int] = []
+    management.on_message = lambda sint, message: kinds.append(message.kind)
+    root.wires.result(Wiring(management).wire_provider())
+    assert root.wires.result(Task(root.wires.loop, root.provider.prepare([])))
+    assert root.wires.result(Task(root.wires.loop, root.provider.prepare([], again=True)))
+    assert root.wires.loop.run_until(lambda: bool(kinds), 5.0)
+    root.wires.settle()
+    assert kinds == [hv.MESSAGE_PARENT_BACK]
+
+
 def test_a_dead_guest_whose_vsp_answers_late_ends_when_it_has(root: Root) -> None:
     root.vsp.offer(1, "vm1")
     guest = root.guest("vm1")
@@ -370,6 +435,30 @@ def test_a_far_vsp_that_comes_back_is_offered_and_asked_again(root: Root, told_l
     guest.post(wire.RelidReleased(relid))
     assert root.wires.loop.run_until(lambda: bool(far.asked), 5.0)
     assert b"open" in far.asked[0]
+
+
+@pytest.mark.parametrize(("devices", "deaths"), [(33, 1), (2, 32)])
+def test_a_guest_that_lets_go_of_nothing_has_no_room_and_gets_all_on_a_new_contact(
+    root: Root, devices: int, deaths: int
+) -> None:
+    keys = range(1, devices + 1)
+    guest = root.guest("vm1")
+    for key in keys:
+        root.vsp.offer(key, "vm1")
+    guest.contact()
+    for _ in range(deaths):
+        for key in keys:
+            root.vsp.face.revoke(key, "died")
+        for key in keys:
+            root.vsp.offer(key, "vm1")
+        root.wires.settle()
+    guest.seen.clear()
+    guest.post(wire.InitiateContact(NEWEST, 0, 2, 0, 0), wire.RequestOffers())
+    guest.awaits(wire.VersionResponse)
+    offers = [guest.awaits(wire.OfferChannel) for _ in keys]
+    assert sorted(offer.instance for offer in offers) == sorted(uuid.UUID(int=key).bytes_le for key in keys)
+    assert all(guest.open(offer.relid) == 0 for offer in offers)
+    assert root.counters()["refused"] == 0
 
 
 def test_nothing_counts_that_a_dead_incarnation_of_a_vsp_had_said(root: Root) -> None:

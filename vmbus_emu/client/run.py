@@ -317,6 +317,8 @@ def _why_not(at: str) -> str:
         return "it was killed, and negotiated with fewer steps; a smaller number"
     if step in crashpoints.fitting("hypervisor"):
         return "hypercalls are made when something starts: kill another component meanwhile"
+    if step in crashpoints.fitting("management"):
+        return "it comes there when a VM starts: start a dead one meanwhile"
     return "is there I/O? vmbus-emu ps shows it"
 
 

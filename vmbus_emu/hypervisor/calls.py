@@ -34,6 +34,7 @@ CALLS: dict[int, Call] = {
     Code.DELETE_PARTITION: Call(Privilege.CREATE_PARTITIONS, hv.PARTITION_ID, lifecycle.delete_partition),
     Code.GET_PARTITION_PROPERTY: Call(Privilege.ACCESS_PARTITION_ID, hv.GET_PROPERTY, lifecycle.get_property),
     Code.GET_PARTITION_ID: Call(Privilege.ACCESS_PARTITION_ID, Struct(""), lifecycle.get_partition_id),
+    Code.GET_NEXT_CHILD_PARTITION: Call(Privilege.ACCESS_PARTITION_ID, hv.NEXT_CHILD, lifecycle.next_child),
     Code.MAP_GPA_PAGES: Call(Privilege.ACCESS_MEMORY_POOL, hv.GRANT, memory.map_pages),
     Code.UNMAP_GPA_PAGES: Call(Privilege.ACCESS_MEMORY_POOL, hv.GRANT, memory.unmap_pages),
     Code.DELETE_PORT: Call(Privilege.CREATE_PORT, hv.DELETE_PORT, synic.delete_port),
@@ -91,7 +92,7 @@ def receive(hypervisor: Hypervisor, caller: Vp, sequence: int, control: int, blo
         hypervisor.refused += 1
         return [Reply(caller, sequence, HvStatus.OPERATION_DENIED)]
     effects = execute(hypervisor, caller, sequence, control, block)
-    last = effects[-1]
+    last = effects[-1] if effects else None
     if not isinstance(last, Reply):
         hypervisor.change("pending", *caller, sequence)
     elif handouts := tuple(handout for effect in effects if (handout := _handout(effect)) is not None):

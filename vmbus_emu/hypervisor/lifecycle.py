@@ -66,10 +66,11 @@ def start_vp(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Result
         return HvStatus.INVALID_PARTITION_STATE, b""
     if index != 0:
         return HvStatus.INVALID_VP_INDEX, b""
-    if partition.starting or index in partition.vps:
+    if index in partition.vps or (partition.starting and (number, index) in hypervisor.starters):
         return HvStatus.INVALID_VP_STATE, b""
+    if not partition.starting:  # otherwise the machine was asked, and who asked for that is dead: this caller hears
+        out.append(PowerOn(number, index, partition.name))
     hypervisor.change("start", number, index, *call.caller, call.sequence)
-    out.append(PowerOn(number, index, partition.name))
     return None  # the machine's answer completes the call
 
 
@@ -83,9 +84,21 @@ def get_property(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Re
         value = partition.vps.get(0, 0)
     elif call.args[1] == Property.STATE:
         value = int(partition.state)
+    elif call.args[1] == Property.STARTING:
+        value = int(partition.starting)
     else:
         return HvStatus.INVALID_PARAMETER, b""
     return HvStatus.SUCCESS, hv.PROPERTY_VALUE.pack(value)
+
+
+def next_child(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Result:
+    """The child with the next higher id; PARTITION_INVALID after the last. The one before need not exist any more."""
+    parent, previous = call.args
+    if hypervisor.target(call.caller, parent) is None:
+        return HvStatus.INVALID_PARTITION_ID, b""
+    number = call.caller[0] if parent == hv.PARTITION_SELF else parent
+    children = [p.number for p in hypervisor.partitions.values() if p.parent == number and p.number > previous]
+    return HvStatus.SUCCESS, hv.PARTITION_ID.pack(min(children, default=hv.PARTITION_INVALID))
 
 
 def get_partition_id(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Result:

@@ -66,6 +66,9 @@ class Identities:
         bound: Future[bool] = Future()
         listens = self._hypervisor is not None and self._hypervisor.running
         if not process.running or not (listens or self.recovers):
+            if kind == "powered" and self._hypervisor is not None:  # who asked for it waits: it was on, and died
+                self._send(kind, Identity(process, partition, vp, descriptors, bound))
+                self._hypervisor.line.send({"t": "died", "pid": process.pid})
             bound.resolve(False)
             descriptors.close()
             return bound

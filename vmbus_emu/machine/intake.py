@@ -56,6 +56,7 @@ ROLES: Mapping[str, Mapping[str, Fields]] = {
         role: {"lost": {"component": _STR, "vm": _STR, "device": _STR, "pid": _INT}, "struck": _STRUCK}
         for role in ("parent", "storvsp", "netvsp")
     },
+    "management": {"struck": _STRUCK},
 }
 #: Roles that may report that somebody else's component did not start.
 SPOKESMEN = frozenset(("management",))

@@ -199,6 +199,7 @@ class Machine:
         self._consoles.vm_died(component, f"{component} died: {why}")
 
     def _not_started(self, component: str, why: str) -> None:
+        self._recovery.not_started(component)
         self._power.cannot_boot([component], f"{component} did not start: {why}")
 
     def _power_off(self, pids: list[int]) -> None:
@@ -256,7 +257,7 @@ class Machine:
     def _zygote_died(self, process: Process, reason: str) -> None:
         role = next(role for role, name in placement.ZYGOTES.items() if name == process.name)
         born = self._power.zygotes.get(process.name)
-        if self._recovery.rebooting:
+        if self._recovery.rebooting and self._power.off:
             self._recovery.process_ended()
         elif born is not None and born.done:
             self._power.start_zygote(role, process.name)
@@ -272,13 +273,18 @@ class Machine:
             power.start_zygote(role, name)
 
     def _component_process_died(self, process: Process, reason: str) -> None:
-        self._power.cannot_boot(self._names[process.name], reason)
         if "hypervisor" in self.supervisor.running:
             self.supervisor.running["hypervisor"].line.send({"t": "died", "pid": process.pid})
-        if self.state != "starting":
+        if not self._power.booting:
+            self._power.cannot_boot(self._names[process.name], reason)
             if not self._drain.exited(process):
                 self._recovery.died(process)
             self._settle_state()
+        elif self._recovery.replaces(process):
+            self._recovery.died(process)
+        else:  # of what others need, nobody would come up who is not there yet
+            alone = self._specs[process.name].role == "child"
+            self._power.cannot_boot(self._names[process.name] if alone else self._power.ready, reason)
         self._tell_of_death(process)
 
     def _settle_state(self) -> None:

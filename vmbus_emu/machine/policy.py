@@ -34,6 +34,11 @@ def policy_of(topology: Topology, spec: ProcessSpec) -> str:
     return DEFAULT_POLICY[role]
 
 
+def is_replaced(topology: Topology, spec: ProcessSpec) -> bool:
+    """Whether a dead process of ``spec`` has a successor, while everything else goes on."""
+    return policy_of(topology, spec) in ("restart", "standby", "recover")
+
+
 def needed_by(role: str) -> frozenset[str]:
     """Who must live for a process of ``role`` to be started anew: a hypervisor to give it its place, and for a VM,
     management to ask for it."""

@@ -18,8 +18,9 @@ from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine.identities import Identities
 from vmbus_emu.machine.media import Medium
+from vmbus_emu.machine.policy import is_replaced
 from vmbus_emu.machine.spares import Spares
-from vmbus_emu.machine.supervisor import Process, Supervisor
+from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 from vmbus_emu.placement import ProcessSpec
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.runfolder import RunFolder
@@ -37,6 +38,11 @@ SPARE_AFTER_S = 0.02
 SWEEP_AFTER_S = 0.1
 
 Progress = Callable[[str, int, int], Any]
+
+
+def _kind(spec: ProcessSpec) -> str:
+    """What the root's processes call a component that has a partition of its own."""
+    return "vsp" if spec.name in placement.VSPS else "child"
 
 
 class BootFailed(Exception):
@@ -67,6 +73,8 @@ class Power:
         self._spares = Spares(supervisor)
         self._front_ready: Future[None] = Future()
         self._booted = False
+        #: Processes that took a dead one's place.
+        self._revived: set[str] = set()
         self.zygotes: dict[str, Future[None]] = {}
         #: Component -> settled when it is ready, or cannot become it.
         self.ready: dict[str, Future[None]] = {c.name: Future() for spec in specs.values() for c in spec.components}
@@ -99,21 +107,33 @@ class Power:
         else:
             self.start_front()
         roots = {name: self._born(self._specs[name]) for name in _ROOT_VPS if name in self._specs}
+        self._places.update({name: (hv.PARTITION_ROOT, _ROOT_VPS[name]) for name in roots})
         try:
             await within(self._loop, BOOT_DEADLINE_S, self.ready["hypervisor"])
             for name, birth in roots.items():
-                self._places[name] = hv.PARTITION_ROOT, _ROOT_VPS[name]
                 born = await within(self._loop, BOOT_DEADLINE_S, birth)
                 if born is not None:
                     await self._install("bind", self._specs[name], *born)
                 await within(self._loop, BOOT_DEADLINE_S, self.ready[name])
-            for ready in self.ready.values():
-                await within(self._loop, BOOT_DEADLINE_S, ready)
+            await self._all_ready()
             await within(self._loop, BOOT_DEADLINE_S, self._front_ready)
         except DeadlinePassed:
             late = [name for name, ready in self.ready.items() if not ready.done]
             raise BootFailed(f"{', '.join(late)} not ready after {BOOT_DEADLINE_S:.0f} s") from None
         self._booted = True
+
+    async def _all_ready(self) -> None:
+        """Who dies meanwhile and is replaced is awaited again."""
+        awaited: list[Future[None]] = []
+        while awaited != list(self.ready.values()):
+            awaited = list(self.ready.values())
+            for ready in awaited:
+                await within(self._loop, BOOT_DEADLINE_S, ready)
+
+    @property
+    def booting(self) -> bool:
+        """Not everything has been ready yet."""
+        return not self._booted and not self.off
 
     def start_front(self) -> None:
         process = self._supervisor.spawn("front", "vmbus_emu.machine.front:Front")
@@ -172,7 +192,8 @@ class Power:
     async def revive(self, spec: ProcessSpec) -> Process | None:
         """A new process in the place of one that is dead and reaped; ``None`` if it did not get that far."""
         for component in spec.components:
-            self.ready[component.name] = Future()
+            self.renew(component.name)
+        self._revived.add(spec.name)
         spare = self._spares.take(spec.name)
         born = spare or await self._born(spec)
         if born is None or self.off:
@@ -182,6 +203,9 @@ class Power:
             self.on_start(born[0], False)
             self._identities.start(born[0], self._config(spec, born[0]))
             return born[0]
+        for name in ("hypervisor", "parent") if spec.role == "management" else ("hypervisor",):
+            if self.booting:  # in the order of the first start
+                await self.ready[name]
         return born[0] if await self._install("bind", spec, *born, spare is not None) else None
 
     def hypervisor_is_back(self) -> None:
@@ -211,7 +235,7 @@ class Power:
 
     def _sweep(self, process: Process) -> None:
         """Remove the socket files of a process that had no time for that."""
-        spec = self._specs.get(process.name)
+        spec = self._specs.get(process.name.removesuffix(SPARE))
         if spec is None:
             return
         vsps = [one.name for one in spec.components if one.name in placement.VSPS]
@@ -232,18 +256,25 @@ class Power:
         """The partition that a component's process is, or was last, in; 0: none yet."""
         return self._places.get(name, (0, 0))[0]
 
+    def order(self, name: str) -> Message:
+        """What asks management for a new partition in the place of the component's old one, if it had one."""
+        self.renew(name)
+        return {"t": "start_partition", "name": name, "kind": _kind(self._specs[name]), "old": self.place(name)}
+
     def _running(self) -> list[tuple[int, str, str]]:
         """What a new incarnation of the parent partition's processes finds: partition, component, kind."""
         alive = self._supervisor.running
         return [
-            (partition, name, "vsp" if name in placement.VSPS else "child")
+            (partition, name, _kind(self._specs[name]))
             for name, (partition, _) in self._places.items()
             if partition != hv.PARTITION_ROOT and (name in alive or name in placement.VSPS)
         ]
 
     def _start(self, process: Process, spec: ProcessSpec, prepared: bool) -> None:
         self.on_start(process, prepared)
-        if not prepared:
+        if prepared:
+            process.line.send({"t": "needed"})
+        else:
             self._send_media(process, spec)
         if spec.name in self.crash_at:
             process.line.send(self.crash_at.pop(spec.name))
@@ -259,9 +290,14 @@ class Power:
         config = placement.configuration(
             self._topology, spec, process.incarnation, self._hypervisor_socket(), str(self._folder.sockets)
         )
-        config["running"] = self._running() if self._booted else []
-        if self._booted:
-            config["partitions"] = []  # management's to bring up: all of it is there
+        again = spec.name in self._revived
+        config["running"] = self._running() if again else []
+        if "management" in config["components"]:
+            parent = self._specs.get("parent")
+            config["known"] = [number for number, _ in self._places.values() if number != hv.PARTITION_ROOT]
+            config["parent_returns"] = parent is not None and is_replaced(self._topology, parent)
+            if again:
+                config["partitions"] = []  # what is not there is asked for, one by one
         return config
 
     def _hypervisor_socket(self) -> str:
@@ -295,6 +331,9 @@ class Power:
             self._cannot_power_on(partition, vp)
             return
         self._places[spec.name] = partition, vp
+        parent = self._supervisor.running.get("parent")
+        if parent is not None and "parent" in self._revived:  # the one that attached it may be dead
+            parent.line.send({"t": "partition", "partition": partition, "name": spec.name, "kind": _kind(spec)})
         await self._install("powered", spec, *born)
 
     # -- what processes say ---------------------------------------------------------------------------

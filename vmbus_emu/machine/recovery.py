@@ -14,7 +14,7 @@ from vmbus_emu import placement
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine.events import Events
-from vmbus_emu.machine.policy import FIRST_DELAY_S, MOST_TAKEOVERS, Backoff, needed_by, policy_of
+from vmbus_emu.machine.policy import FIRST_DELAY_S, MOST_TAKEOVERS, Backoff, is_replaced, needed_by, policy_of
 from vmbus_emu.machine.power import SPARE_AFTER_S, BootFailed, Power
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 from vmbus_emu.placement import ProcessSpec
@@ -47,7 +47,9 @@ class Recovery:
         self._started: dict[str, Process] = {}
         self.rebooting = False
         self._given_up: set[str] = set()
-        #: VMs that are to start when management is there again.
+        #: What management was asked to start, and has not.
+        self._asked: set[str] = set()
+        #: What is to start when management is there again.
         self._held: list[ProcessSpec] = []
 
     def booted(self) -> None:
@@ -99,10 +101,11 @@ class Recovery:
         spec = self._specs[process.name]
         policy = policy_of(self._topology, spec)
         self._started.pop(process.name, None)
+        self._asked.discard(process.name)
         self.restarting.discard(process.name)
         if process.name == "management":
-            self._hold_vms()
-        if self.rebooting:
+            self._hold_partitions()
+        if self.rebooting and self.power.off:
             self.process_ended()
         elif policy == "reboot":
             self.reboot(f"{process.name} was {process.ending}")
@@ -110,45 +113,75 @@ class Recovery:
             self.reboot(f"{MOST_TAKEOVERS} hypervisors in a row could not take over, the last was {process.ending}")
         elif policy in ("restart", "standby", "recover") and self.can_be_replaced(spec):
             self.restarting.add(spec.name)
+            if self.power.booting:  # which waits for it
+                for component in spec.components:
+                    self.power.renew(component.name)
             delay = self._backoff.died(spec.name)
             if delay:
                 self._say(f"{spec.name}: next incarnation in {delay * 1000:.0f} ms")
-                self._loop.call_later(delay, self._restart, spec)
+                self._loop.call_later(delay, self._restart, self.power, spec)
             else:
-                self._restart(spec)
+                self._restart(self.power, spec)
         elif policy == "halt" and spec.role == "hypervisor":
             self._halt(f"{process.name} was {process.ending}")
         else:
             self._give_up(spec)
+            self._start_held()
+
+    def replaces(self, process: Process) -> bool:
+        """Whether a process that was reaped is to have a successor, while everything else goes on."""
+        spec = self._specs[process.name]
+        tired = spec.role == "hypervisor" and self._backoff.failures(spec.name) >= MOST_TAKEOVERS
+        return is_replaced(self._topology, spec) and self.can_be_replaced(spec) and not tired
 
     def can_be_replaced(self, spec: ProcessSpec) -> bool:
         """Whether those it needs are there, or will be again."""
         return needed_by(spec.role) <= self._supervisor.running.keys() | self.restarting
 
-    def _restart(self, spec: ProcessSpec) -> None:
-        if self.rebooting or self.power.off:
+    def _restart(self, power: Power, spec: ProcessSpec) -> None:
+        """``power``: what it was decided for. By now all may have been powered off, and on again."""
+        running = self._supervisor.running
+        if power is not self.power or power.off or spec.name not in self.restarting - self._asked - running.keys():
             return
         if not self.can_be_replaced(spec):
             self.restarting.discard(spec.name)
+            power.cannot_boot([spec.name], f"{spec.name} cannot be started without hypervisor and management")
             self._give_up(spec)
-        elif spec.role != "child":
+        elif not self._is_ordered(spec):
             Task(self._loop, self._revive(spec))
-        elif "management" in self._supervisor.running:
-            self._start_vm(spec.name)
-        else:
+        elif "management" in running.keys() - self.restarting:
+            self._asked.add(spec.name)
+            running["management"].line.send(power.order(spec.name))
+        elif spec not in self._held:
             self._held.append(spec)
 
+    def _is_ordered(self, spec: ProcessSpec) -> bool:
+        """Whether it is management's to start: a VM, or who never had the partition it is to have of its own."""
+        return spec.role == "child" or (spec.name in placement.VSPS and not self.power.place(spec.name))
+
     def _start_held(self) -> None:
+        """What was held may have been started after all."""
         held, self._held = self._held, []
         for spec in held:
-            if spec.name in self.restarting:
-                self._restart(spec)
+            if self._is_ordered(spec):
+                self._restart(self.power, spec)
 
-    def _hold_vms(self) -> None:
+    def _hold_partitions(self) -> None:
         """Management died: what it was asked for and had not done, its next incarnation is asked for."""
-        for name in sorted(self.restarting - self._started.keys()):
-            if self._specs[name].role == "child" and self._specs[name] not in self._held:
-                self._held.append(self._specs[name])
+        if self.power.booting:  # of all that is not there yet
+            self._asked = {name for name in self._specs if not self.power.place(name) and name != "hypervisor"}
+            self.restarting |= self._asked
+        self._held += [spec for name, spec in self._specs.items() if name in self._asked and spec not in self._held]
+        self._asked.clear()
+
+    def not_started(self, name: str) -> None:
+        """Management could not start what it was asked for."""
+        spec = self._specs.get(name)
+        if spec is None or name not in self._asked or self.power.booting:
+            return
+        self._asked.remove(name)
+        if is_replaced(self._topology, spec):
+            self._loop.call_later(max(self._backoff.died(name), FIRST_DELAY_S), self._restart, self.power, spec)
 
     async def _revive(self, spec: ProcessSpec) -> None:
         try:
@@ -158,10 +191,11 @@ class Recovery:
             process = None
         # It died before it had an identity, which is told apart; or its zygote did, and there is no process yet.
         if process is None and spec.name not in self._supervisor.running and spec.name in self.restarting:
-            self._loop.call_later(self._backoff.died(spec.name), self._restart, spec)
+            self._loop.call_later(self._backoff.died(spec.name), self._restart, self.power, spec)
 
     def starting(self, process: Process, spare: bool) -> None:
         """A process is about to be told to start; ``spare``: it is one that waited for that."""
+        self._asked.discard(process.name)
         if process.name in self.restarting:
             self._started[process.name] = process
             self._events.emit(
@@ -172,13 +206,7 @@ class Recovery:
         """Somebody wants a dead VM to run again."""
         self.power.renew(name)
         self.restarting.add(name)
-        self._restart(self._specs[name])
-
-    def _start_vm(self, name: str) -> None:
-        """Ask management for a new partition in the place of a VM's dead one."""
-        self.power.renew(name)
-        message = {"t": "start_partition", "name": name, "kind": "child", "old": self.power.place(name)}
-        self._supervisor.processes["management"].line.send(message)
+        self._restart(self.power, self._specs[name])
 
     # -- giving up ------------------------------------------------------------------------------------
 
@@ -228,6 +256,7 @@ class Recovery:
         self.power.off = True
         self.restarting.clear()
         self._started.clear()
+        self._asked.clear()
         self._held.clear()
         for process in self._supervisor.running.values():
             if process.name != "front":

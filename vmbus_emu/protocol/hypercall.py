@@ -52,6 +52,7 @@ class Code(enum.IntEnum):
     DELETE_PARTITION = 0x43
     GET_PARTITION_PROPERTY = 0x44
     GET_PARTITION_ID = 0x46
+    GET_NEXT_CHILD_PARTITION = 0x47
     MAP_GPA_PAGES = 0x4B
     UNMAP_GPA_PAGES = 0x4C
     DELETE_PORT = 0x58
@@ -115,11 +116,12 @@ class PortType(enum.IntEnum):
 
 
 class Property(enum.IntEnum):
-    """Partition properties. The real property codes number in the tens of thousands; these three are ours."""
+    """Partition properties. The real property codes number in the tens of thousands; the last three are ours."""
 
     PRIVILEGES = 0x00010000     # the real code of the privilege mask
     PROCESS_ID = 0x00F00000     # ours: the pid that stands in for VP 0
     STATE = 0x00F00001          # ours: the life-cycle state (hypervisor/tables.py)
+    STARTING = 0x00F00002       # ours: 1 while StartVirtualProcessor waits for the machine
 
 
 class Access(enum.IntFlag):
@@ -136,6 +138,8 @@ class Access(enum.IntFlag):
 CREATE_PARTITION = struct.Struct("<QQI4x32s")
 PARTITION_ID = struct.Struct("<Q")
 GET_PROPERTY = struct.Struct("<QI4x")
+#: GetNextChildPartition: the parent, and the child before the wanted one (0: the first is wanted).
+NEXT_CHILD = struct.Struct("<QQ")
 PROPERTY_VALUE = struct.Struct("<Q")
 #: MapGpaPages / UnmapGpaPages, in our form of a grant: owner, grantee, first GPA, pages, access.
 GRANT = struct.Struct("<QQQII")
