@@ -68,6 +68,7 @@ class VirtualProcessor:
         #: Hypercalls made, messages received.
         self.hypercalls = self.messages = 0
         self._path = ""
+        self._attached = False
         self._abandoned = False
         self._port = self._make_port()
 
@@ -80,19 +81,22 @@ class VirtualProcessor:
 
     def connect(self, path: str) -> None:
         """Attach to the hypervisor's socket; also in advance, before there is an identity to speak with. Of no effect
-        if that has been done."""
+        if that has been done. An empty path: it does not listen now, and :meth:`reconnect` will say when it does."""
+        self._attached = True
         if path == self._path:
             return
         if self._path:
             self._port.close()
             self._port = self._make_port()
         self._path = path
-        self._port.connect(path)
+        if path:
+            self._port.connect(path)
 
     def reconnect(self, path: str) -> None:
         """Attach to the socket of the hypervisor's next incarnation, which must be listening already. Of no effect on
-        one that is not attached yet: it is told of the latest when it is to start."""
-        if not self._path:
+        one that is not attached yet, which is told of the latest when it is to start; or is attached to that one: what
+        it has sent us, nobody sends again."""
+        if not self._attached or path == self._path:
             return
         self._path = path
         self._port.close()  # with what is still in it: it is asked for, or delivered, again

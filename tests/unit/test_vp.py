@@ -145,6 +145,36 @@ def test_calls_during_an_outage_wait_if_the_hypervisor_comes_back(wires: Any) ->
     assert wires.result(root.call(Code.GET_PARTITION_ID))[0] is HvStatus.SUCCESS
 
 
+def test_a_process_that_starts_while_there_is_no_hypervisor_attaches_when_it_is_told(wires: Any) -> None:
+    root = wires.processor()
+    late = VirtualProcessor(wires.loop, (1, 0))     # type: ignore[arg-type]
+    late.recoverable = True
+    late.reconnect("incarnation 0")     # it has not been told to start
+    assert late._path == ""
+    wires.cut = True
+    late.connect("")
+    call = late.call(Code.GET_PARTITION_ID)
+    wires.settle()
+    assert not call.done
+    wires.cut = False
+    late.reconnect("incarnation 0")
+    assert wires.result(call)[0] is HvStatus.SUCCESS
+    assert root is not late
+
+
+def test_what_a_hypervisor_has_sent_is_not_thrown_away_when_it_is_named_again(wires: Any) -> None:
+    root, number = joined(wires)
+    child = wires.processor(number)
+    seen: list[bytes] = []
+    root.on_message = lambda sint, message: seen.append(message.payload)
+    posted = child.post(4, 1, b"one")
+    port = root._port
+    root.reconnect("incarnation 0")
+    assert root._port is port
+    assert wires.result(posted) is HvStatus.SUCCESS
+    assert wires.loop.run_until(lambda: seen == [b"one"], 5.0)
+
+
 def test_calls_that_found_no_room_leave_when_there_is_some(wires: Any) -> None:
     root = wires.processor()
     root.recoverable = True

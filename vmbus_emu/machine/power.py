@@ -287,8 +287,11 @@ class Power:
                 process.line.send({"t": "medium", "name": medium.name, "info": medium.describe()}, fds)
 
     def _config(self, spec: ProcessSpec, process: Process) -> Message:
+        # Who starts while the hypervisor comes back is told where it listens when it does, as all the others are.
+        listens = spec.role == "hypervisor" or self.ready["hypervisor"].done
+        path = self._hypervisor_socket() if listens else ""
         config = placement.configuration(
-            self._topology, spec, process.incarnation, self._hypervisor_socket(), str(self._folder.sockets)
+            self._topology, spec, process.incarnation, path, str(self._folder.sockets)
         )
         again = spec.name in self._revived
         config["running"] = self._running() if again else []
