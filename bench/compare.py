@@ -8,7 +8,7 @@ rows are looked at.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from bench.results import METRICS
@@ -51,7 +51,3 @@ def _pace(before: Run, after: Run) -> float:
         for row in after.get("baselines", ()) if row["p50_us"] and row["baseline"] in old
     ]
     return statistics.median(ratios) if ratios else 1.0
-
-
-def significant(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["significant"]]

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from bench.transport import interval
+from bench.statistics import interval
 from vmbus_emu.client import Machine
 from vmbus_emu.runfolder import RunFolder
 

@@ -41,7 +41,17 @@ def median_interval(values: Sequence[float], seed: int = 0) -> Interval | None:
     """An interval of the median over sample sets; ``None`` of fewer than three."""
     if len(values) < 3:
         return None
-    return _interval(len(values), lambda drawn: statistics.median(values[index] for index in drawn), CONFIDENCE, seed)
+    return _between(_draws(len(values), lambda drawn: statistics.median(values[index] for index in drawn), seed))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The same without chance: the widest order statistics that are needed, all of them below six values."""
+    ordered, count = sorted(values), len(values)
+    cut, tail = 0, 0.5**count
+    while 2 * (tail + math.comb(count, cut + 1) * 0.5**count) <= 0.05:
+        cut += 1
+        tail += math.comb(count, cut) * 0.5**count
+    return ordered[cut], ordered[-1 - cut]
 
 
 class Ratio:
@@ -66,15 +76,9 @@ class Ratio:
                 for _ in range(DRAWS)
             )
         enough = min(len(ours), len(theirs)) >= 3
-        self.interval: Interval | None = _between(draws, CONFIDENCE) if enough else None
+        self.interval: Interval | None = _between(draws) if enough else None
         chance_of_it = _signs(ratios) if paired else _ranks(ours, theirs)
         self.significant = enough and chance_of_it <= RISK and abs(self.value - 1) > LEAST
-
-
-def _interval(
-    count: int, figure: Callable[[Sequence[int]], float], share: float, seed: int
-) -> Interval:
-    return _between(_draws(count, figure, seed), share)
 
 
 def _draws(count: int, figure: Callable[[Sequence[int]], float], seed: int) -> list[float]:
@@ -91,8 +95,8 @@ def _drawn(count: int, chance: random.Random) -> list[int]:
     return drawn[:count]
 
 
-def _between(ordered: Sequence[float], share: float) -> Interval:
-    cut = int(len(ordered) * (1 - share) / 2)
+def _between(ordered: Sequence[float]) -> Interval:
+    cut = int(len(ordered) * (1 - CONFIDENCE) / 2)
     return ordered[cut], ordered[-1 - cut]
 
 

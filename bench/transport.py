@@ -30,13 +30,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
 from bench.runner import available, measured_baseline
+from bench.statistics import interval
 from vmbus_emu.client import Machine
 
 IMAGE_BYTES = 64 << 20
@@ -128,19 +129,6 @@ def preadv(image: Path, size: int, count: int) -> Row:
     command = [sys.executable, "-m", "bench.baselines", "preadv", *map(str, (image, size, count, IMAGE_BYTES))]
     figures: Row = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
     return figures
-
-
-# -- statistics -----------------------------------------------------------------------------------------
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """A 95 % interval of the median: the widest order statistics that are needed, all of them below six values."""
-    ordered, count = sorted(values), len(values)
-    cut, tail = 0, 0.5**count
-    while 2 * (tail + math.comb(count, cut + 1) * 0.5**count) <= 0.05:
-        cut += 1
-        tail += math.comb(count, cut) * 0.5**count
-    return ordered[cut], ordered[-1 - cut]
 
 
 class Table:

@@ -25,6 +25,13 @@ TURN_PACKETS = 16
 _BELL_BYTES = 256
 
 
+def hang_up(*ends: int | None) -> None:
+    """Close ends of doorbells for which there is no channel; ``None``: there is none."""
+    for end in ends:
+        if end is not None:
+            os.close(end)
+
+
 class RingChannel(Channel):
     """What both ends share. Doorbells are pipes: ``bell`` is the end we read, ``peer_bell`` the one we write."""
 
@@ -38,8 +45,7 @@ class RingChannel(Channel):
             self._reader = RingReader(inbound)
             self._writer = RingWriter(outbound)
         except RingFault:
-            os.close(bell)
-            os.close(peer_bell)
+            hang_up(bell, peer_bell)
             raise
         super().__init__()
         self._loop = loop

@@ -6,7 +6,6 @@ channel, a NIC's receive and send buffer, and buffers for data. A process that d
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from vmbus_emu.node import Node
 from vmbus_emu.polling import Poller
 from vmbus_emu.protocol.vmbus import OfferChannel
 from vmbus_emu.ring import RingFault, reset
-from vmbus_emu.ring_channel import RingCounters
+from vmbus_emu.ring_channel import RingCounters, hang_up
 
 #: Loaded with this module, so that a zygote shares its code between all VMs.
 _SHARED = (Poller,)
@@ -63,7 +62,7 @@ class RingLinks(Links):
         node = self._node
         bell, peer_bell = self._doorbells(offer)
         if bell is None or peer_bell is None:
-            _close(bell, peer_bell)
+            hang_up(bell, peer_bell)
             return "its doorbells were not handed over"
         first, pages = place.parts[RING]
         middle = first + place.downstream
@@ -84,16 +83,10 @@ class RingLinks(Links):
         return inbox.take_port(offer.connection_id), inbox.take_connection(offer.connection_id)
 
     def forget(self, offer: OfferChannel) -> None:
-        _close(*self._doorbells(offer))
+        hang_up(*self._doorbells(offer))
 
     def counters(self) -> dict[str, int]:
         return self._counters.counters()
-
-
-def _close(*descriptors: int | None) -> None:
-    for fd in descriptors:
-        if fd is not None:
-            os.close(fd)
 
 
 class RingChildProcess(ChildProcess):

@@ -107,7 +107,7 @@ class Provider:
         """Take over a partition that an earlier incarnation was told to attach."""
         self._replaces(name, partition)
         if kind == "child":
-            self._add_guest(Guest(name, partition, Connection(require_ring_gpadl=self._ring)))
+            self._add_guest(name, partition)
             self._ask_for(self._guests[partition])  # now, for its answer comes before the guest's first word
         else:
             self._vsp_partitions[partition] = name
@@ -137,7 +137,7 @@ class Provider:
         if kind == "child":
             made = self._wiring.wire_child(partition)
             if partition not in self._guests:  # otherwise it was asked for twice, of the one before us and of us
-                self._add_guest(Guest(name, partition, Connection(require_ring_gpadl=self._ring)))
+                self._add_guest(name, partition)
         else:
             made = self._wiring.wire_vsp(partition)
             self._vsp_partitions[partition] = name
@@ -153,8 +153,8 @@ class Provider:
         for number in [one for one, own in self._vsp_partitions.items() if own == name and one != partition]:
             del self._vsp_partitions[number]
 
-    def _add_guest(self, guest: Guest) -> None:
-        self._guests[guest.partition] = guest
+    def _add_guest(self, name: str, partition: int) -> None:
+        guest = self._guests[partition] = Guest(name, partition, Connection(require_ring_gpadl=self._ring))
         for device in self._devices.of(guest.name):
             self._offer_to(guest, device)
 

@@ -17,7 +17,7 @@ from vmbus_emu.host_ring import HostRing
 from vmbus_emu.memory import Lent, Region
 from vmbus_emu.node import Node
 from vmbus_emu.ring import RingFault
-from vmbus_emu.ring_channel import RingCounters
+from vmbus_emu.ring_channel import RingCounters, hang_up
 
 
 class _Mapped(NamedTuple):
@@ -67,7 +67,7 @@ class RingChannels:
             except OSError as error:
                 fault = str(error)
         if fault:
-            _close(bell, peer_bell)
+            hang_up(bell, peer_bell)
             return fault
         assert lent is not None
         self._counters.add(channel)
@@ -75,7 +75,7 @@ class RingChannels:
         return channel
 
     def decline(self, request: OpenRequest) -> None:
-        _close(*self._doorbells(request))
+        hang_up(*self._doorbells(request))
 
     def _doorbells(self, request: OpenRequest) -> tuple[int | None, int | None]:
         inbox = self._node.inbox
@@ -127,9 +127,3 @@ class RingChannels:
 
     def counters(self) -> dict[str, int]:
         return self._counters.counters()
-
-
-def _close(*descriptors: int | None) -> None:
-    for fd in descriptors:
-        if fd is not None:
-            os.close(fd)

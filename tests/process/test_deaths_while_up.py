@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.process.test_deaths_while_starting import LEVEL, PLACES
 from tests.process.test_recovery import pings
 from vmbus_emu.client import MachineError
 from vmbus_emu.client.starter import recorded_processes
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
 
 Wait = Callable[..., None]
 
-PLACES = pytest.mark.parametrize(
-    ("arch", "transport"),
-    [("microkernel", "zmq"), ("microkernel", "ring"), ("disaggregated", "zmq"), ("disaggregated", "ring")],
-)
-#: Partitions with two VMs.
-LEVEL = {"microkernel": 3, "disaggregated": 5}
 #: A machine that fails says so long before the deadline for what never comes.
 FAILS_WITHIN_S = 10.0
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench import environment
-from bench.compare import compare, significant
+from bench.compare import compare
 from bench.jobs import STANDARD
 from bench.machines import STANDARD as CONFIGURATIONS
 from bench.machines import Configuration, Measured
@@ -74,6 +74,10 @@ def test_a_run_is_loaded_as_it_was_stored_and_other_files_are_refused(tmp_path: 
             load(path)
     with pytest.raises(BadResults, match="No such file"):
         load(tmp_path / "none")
+
+
+def significant(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["significant"]]
 
 
 def test_a_slower_day_is_not_a_slower_program_but_a_slower_program_is() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from partitions.child.commands.network import address_of, stack_of
 from partitions.child.commands.options import count, flags, samples, seconds, size
 from partitions.child.console import CommandError, Session, Usage
 from partitions.child.inet import EchoOutcome, EchoReply, IpStack
@@ -87,12 +88,8 @@ async def netbench(session: Session, arguments: list[str]) -> int:
     options, words = flags(arguments, "b:d:i:T:S:")
     if len(words) != 1 or "S" not in options:
         raise Usage("it takes a host, and -S with the file for the latencies")
-    stack = session.guest.ip
-    if stack is None:
-        raise CommandError("this guest has no network adapter")
-    address = stack.resolve(words[0])
-    if address is None:
-        raise CommandError(f"{words[0]}: name not known; see hosts")
+    stack = stack_of(session)
+    address = address_of(stack, words[0])
     nbytes = size(options.get("b", "56"), "-b")
     depth = count(options.get("d", "1"), "-d", 1)
     if nbytes > _MOST_BYTES or depth > _MOST_DEPTH:

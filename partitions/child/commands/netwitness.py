@@ -12,9 +12,10 @@ from functools import partial
 from time import monotonic_ns
 from typing import Any
 
+from partitions.child.commands.network import address_of, stack_of
 from partitions.child.commands.options import flags, seconds
 from partitions.child.commands.witness import interval, opened
-from partitions.child.console import CommandError, Session, Usage
+from partitions.child.console import Session, Usage
 from partitions.child.inet import EchoFailure, EchoOutcome, EchoReply, IpStack
 from vmbus_emu.device import OK
 from vmbus_emu.loop import Loop
@@ -128,12 +129,8 @@ async def netwitness(session: Session, arguments: list[str]) -> int:
     options, words = flags(arguments, "i:t:")
     if len(words) != 2:
         raise Usage("it takes a host and the path of a history")
-    stack = session.guest.ip
-    if stack is None:
-        raise CommandError("this guest has no network adapter")
-    address = stack.resolve(words[0])
-    if address is None:
-        raise CommandError(f"{words[0]}: name not known; see hosts")
+    stack = stack_of(session)
+    address = address_of(stack, words[0])
     every = interval(options.get("i", "0.01"))
     if not every:
         raise Usage("-i must be more than 0")

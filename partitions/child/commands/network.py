@@ -15,13 +15,15 @@ _ICMP_HEADER = 8
 _FPING_WINDOW = 8
 
 
-def _stack(session: Session) -> IpStack:
+def stack_of(session: Session) -> IpStack:
+    """The guest's IP stack."""
     if session.guest.ip is None:
         raise CommandError("this guest has no network adapter")
     return session.guest.ip
 
 
-def _address(stack: IpStack, host: str) -> str:
+def address_of(stack: IpStack, host: str) -> str:
+    """The address of a host name, or of an address."""
     address = stack.resolve(host)
     if address is None:
         raise CommandError(f"{host}: name not known; see hosts")
@@ -40,9 +42,9 @@ async def ping(session: Session, arguments: list[str]) -> int:
     options, words = flags(arguments, "c:i:s:W:q")
     if len(words) != 1:
         raise Usage("it takes one host")
-    stack = _stack(session)
+    stack = stack_of(session)
     host = words[0]
-    address = _address(stack, host)
+    address = address_of(stack, host)
     total = count(options.get("c", "0"), "count")
     interval = seconds(options.get("i", "1"), "interval")
     wait = seconds(options.get("W", "5"), "wait")
@@ -92,7 +94,7 @@ async def fping(session: Session, arguments: list[str]) -> int:
     options, hosts = flags(arguments, "c:W:")
     if not hosts:
         raise Usage("it takes at least one host")
-    stack = _stack(session)
+    stack = stack_of(session)
     tries = count(options.get("c", "1"), "count", 1)
     wait = seconds(options.get("W", "5"), "wait")
     failed = 0
@@ -137,7 +139,7 @@ async def fping(session: Session, arguments: list[str]) -> int:
 
 async def arp(session: Session, arguments: list[str]) -> int:
     names = {address: name for name, address in session.guest.hosts.items()}
-    for address, mac in sorted(_stack(session).arp_table().items()):
+    for address, mac in sorted(stack_of(session).arp_table().items()):
         await session.print(f"{names.get(address, '?')} ({address}) at {mac}")
     return 0
 
