@@ -5,7 +5,7 @@ file::
 
     [[job]]
     name = "scan"
-    operation = "read"          # null, read, write, commit, ping
+    operation = "read"          # see bench/operations.py
     size = "64k"
     depth = 8
     random = true
@@ -20,12 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.operations import OPERATIONS
 from vmbus_emu.topology.data import parse_size
 
-OPERATIONS = ("null", "read", "write", "commit", "ping")
-#: A disk's requests under way, at most.
-MOST_DEPTH = 64
-_LARGEST = {"read": 1 << 20, "write": 1 << 20, "commit": 1 << 20, "ping": 65507}
 _SECTOR = 512
 
 
@@ -48,15 +45,18 @@ class Job:
 
     def fault(self) -> str:
         """What cannot be measured about it; empty: nothing."""
-        if self.operation not in OPERATIONS:
+        operation = OPERATIONS.get(self.operation)
+        if operation is None:
             return f"operation {self.operation!r} is none of {', '.join(OPERATIONS)}"
-        if not 1 <= self.depth <= MOST_DEPTH:
-            return f"a depth of {self.depth} is not between 1 and {MOST_DEPTH}"
+        if not 1 <= self.depth <= operation.most_depth:
+            return f"a depth of {self.depth} is not between 1 and {operation.most_depth}"
         if not 0 < self.seconds <= 600 or not 0 <= self.rate <= 1e6:
             return "seconds must be above 0 and at most 600, the rate from 0 to 1,000,000"
-        if self.operation in _LARGEST and not 0 < self.size <= _LARGEST[self.operation]:
-            return f"a {self.operation} has 1 to {_LARGEST[self.operation]} bytes, not {self.size}"
-        if self.operation in ("read", "write", "commit") and self.size % _SECTOR:
+        if self.rate and not operation.open_loop:
+            return f"{self.operation} has no rate: each request waits for the last"
+        if operation.largest and not 0 < self.size <= operation.largest:
+            return f"a {self.operation} has 1 to {operation.largest} bytes, not {self.size}"
+        if operation.whole_sectors and self.size % _SECTOR:
             return f"{self.size} bytes are no whole sectors of {_SECTOR}"
         return ""
 
@@ -79,7 +79,8 @@ def varied(jobs: Iterable[Job], sizes: Iterable[int], depths: Iterable[int], rat
     for job in jobs:
         for size in list(sizes) or [job.size]:
             for depth in list(depths) or [job.depth]:
-                one = replace(job, size=size if job.operation != "null" else 0, depth=depth, rate=rate or job.rate)
+                sized = size if OPERATIONS[job.operation].largest else 0
+                one = replace(job, size=sized, depth=depth, rate=rate or job.rate)
                 made.setdefault((one.name, one.size, one.depth), checked(one))
     return list(made.values())
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.jobs import Job
+from bench.operations import OPERATIONS
 from vmbus_emu.client import Machine
 from vmbus_emu.device import BLOCK_SIZE
 from vmbus_emu.witness.samples import Samples
@@ -30,7 +31,6 @@ _WARM_UP = 0.2
 _MOST_PER_S = 1_500_000
 #: What a guest may take beyond the job's time.
 _PATIENCE_S = 60.0
-_DISK = {"null": "disk0", "read": "disk1", "write": "disk2", "commit": "disk2"}
 _COUNTERS = ("packets", "doorbells", "copies", "messages", "hypercalls", "intercepts")
 
 
@@ -84,13 +84,16 @@ def make_image(path: Path, nbytes: int = IMAGE_BYTES) -> Path:
 
 @contextmanager
 def running(configuration: Configuration, folder: Path, vms: int = 2) -> Iterator[Machine]:
-    """A fresh machine. Every VM has a null disk; vm1 also the image ``image`` of ``folder``, and one to write on."""
+    """A fresh machine. Every VM has a null disk; vm1 also the image ``image`` of ``folder``, one to write on, and one
+    for file systems and databases (:mod:`bench.operations` says which is which)."""
     document: dict[str, Any] = {
         "name": f"bench-{os.getpid()}", "arch": configuration.arch,
         "vm": [{"name": f"vm{number}", "disk": [{"null": "1TiB"}]} for number in range(1, vms + 1)],
     }
-    written = {"file": str(folder / "written"), "size": IMAGE_BYTES}
-    document["vm"][0]["disk"] += [{"file": str(folder / "image")}, written]
+    document["vm"][0]["disk"] += [
+        {"file": str(folder / "image")},
+        *({"file": str(folder / name), "size": IMAGE_BYTES} for name in ("scratch", "macro")),
+    ]
     if configuration.transport != "call":
         document["transport"] = configuration.transport
     if configuration.poll is not None:
@@ -146,17 +149,7 @@ def run(machine: Machine, job: Job, samples: Samples, seconds: float, vm: str = 
     """Run ``job`` for ``seconds``; the latencies are in ``samples`` afterwards."""
     interval = f" -i {1 / job.rate:.9f}" if job.rate else ""
     common = f"-d {job.depth} -T {seconds:.3f}{interval} -S {shlex.quote(samples.path)}"
-    if job.operation == "ping":
-        command = f"netbench -b {job.size} {common} vm2"
-    else:
-        flags = "".join(
-            flag for flag, wanted in (
-                ("r", job.random), ("t", job.touch), ("c", job.operation == "read"),
-            ) if wanted and job.operation != "null"
-        )  # fmt: skip
-        size = f" -b {job.size}" if job.size else ""
-        flags = f" -{flags}" if flags else ""
-        command = f"iobench -j -o {job.operation}{size}{flags} {common} {_DISK[job.operation]}"
+    command = OPERATIONS[job.operation].command(job, common)
     result = machine.exec(vm, command, timeout=seconds + _PATIENCE_S)
     if result.status:
         raise Unmeasured(f"{job.name}: {result.stderr.decode(errors='replace').strip().splitlines()[-1:] or ['?']}")

@@ -34,6 +34,7 @@ Told = Callable[[int, int, str], Any]
 def run(
     configurations: Sequence[Configuration], jobs: Sequence[Job], baselines: Sequence[str], rounds: int = ROUNDS,
     seed: int | None = None, told: Told = lambda total, done, what: None, command: Sequence[str] = (),
+    pin: str = "none",
 ) -> dict[str, Any]:
     """Measure, and give what :mod:`bench.results` documents. ``command``: what reproduces it."""
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed

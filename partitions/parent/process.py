@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 #: Channels a process can serve: one ZeroMQ socket each. libzmq allocates 12 bytes for each at the start.
 MAX_CHANNELS = 16384
 #: Between two attempts of a VSP to reach the provider, in seconds.
+#: A spare rehearses when nothing died for so long: it costs as much as it saves where one death follows the other.
+_CALM_S = 0.15
 _FIRST_RETRY_S = 0.001
 _LAST_RETRY_S = 0.25
 
@@ -56,6 +58,7 @@ class VspCarrier:
         self.vp = VirtualProcessor(node.loop, node.context)
         self.disks = Disks()
         self.vsps: dict[str, VspComponent] = {}
+        self._needed = False
         self._rehearsal: Rehearsal | None = None
 
     def start(self, config: Message) -> None:
@@ -70,8 +73,9 @@ class VspCarrier:
             self.vp.abandon()
         elif message["t"] == "prepare":
             self.prepare(message["config"])
-            self._rehearse(message["config"])
+            self.node.loop.call_later(_CALM_S, self._rehearse, message["config"])
         elif message["t"] == "needed":
+            self._needed = True
             if self._rehearsal is not None:
                 self._rehearsal.end()
         elif message["t"] == "fault":
@@ -101,7 +105,7 @@ class VspCarrier:
             self.vsps["netvsp"] = load(config["netvsp"]["entry"])(self.node, config)
 
     def _rehearse(self, config: Message) -> None:
-        if config.get("storvsp", {}).get("disks"):
+        if not self._needed and config.get("storvsp", {}).get("disks"):
             self._rehearsal = load("partitions.parent.rehearsal:Rehearsal")(type(self), self.node, config)
 
     def stats(self) -> dict[str, Mapping[str, Any]]:

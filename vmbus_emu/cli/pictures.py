@@ -27,13 +27,14 @@ class _Image(click.File):
         super().__init__("wb", lazy=False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not _installed(_DRAWS):
+        if not installed(_DRAWS):
             raise Failure(f"--png needs {_DRAWS}, which is not installed",
                           "pip install 'vmbus-emu[report]', in a checkout pip install -e '.[report]'")
         return super().convert(value, param, ctx)
 
 
-def _installed(module: str) -> bool:
+def installed(module: str) -> bool:
+    """Whether it could be imported; it is not."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):

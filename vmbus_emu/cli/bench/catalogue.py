@@ -1,0 +1,29 @@
+"""``bench list``: what can be measured."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command(short_help="The jobs, configurations and baselines there are.", name="list")
+def list_() -> None:
+    """Show what can be measured: jobs with their requests, configurations, baselines."""
+    from bench.baselines import BASELINES
+    from bench.jobs import STANDARD as JOBS
+    from bench.machines import STANDARD
+    from bench.operations import OPERATIONS
+    from bench.runner import available
+
+    click.echo("jobs")
+    for job in JOBS.values():
+        size = f", {job.size} bytes" if job.size else ""
+        lacking = OPERATIONS[job.operation].lacking()
+        told = f" ({lacking})" if lacking else ""
+        click.echo(f"  {job.name:16} {job.operation}{size}, depth {job.depth}, {job.seconds:g} s{told}")
+    click.echo("configurations")
+    for configuration in STANDARD:
+        click.echo(f"  {configuration.name}")
+    click.echo("baselines")
+    here = available()
+    for name in BASELINES:
+        click.echo(f"  {name}" + ("" if name in here else " (not installed)"))
