@@ -15,7 +15,8 @@ Row = Mapping[str, Any]
 _TITLES = {
     "null": "null request", "read-4k": "4 KiB random read, cached", "write-flush-4k": "4 KiB write and flush",
     "ping": "echo request between two VMs", "read-1m": "1 MiB read, cached, every byte touched",
-    "ping-1400": "echo of 1,400 bytes between two VMs", "bulk": "64 KiB to another VM",
+    "sqlite-commit": "transaction of SQLite in a VM", "ping-1400": "echo of 1,400 bytes between two VMs",
+    "bulk": "64 KiB to another VM",
 }  # fmt: skip
 
 
