@@ -16,26 +16,24 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from array import array
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench import environment, results
+from bench import results
 from bench.jobs import Job
 from bench.machines import Configuration, Measured, make_image, sample_set
-from bench.measurement import Told
-from bench.pins import Places
-from bench.runner import loads_of, placed
+from bench.measurement import Measurement, Told, untold
+from bench.pins import NONE, Places
+from bench.runner import failures, loads_of, pinning, placed
 
 #: Sample sets of each side: a difference must show in 17 of 20 to be told (the sign test of bench.statistics).
 ROUNDS = 20
 _PRODUCT = ("vmbus_emu", "partitions", "drivers")
 _BENCH = Path(__file__).parent
-#: A sample set takes seconds; one that hangs is a fault of the version.
-_LIMIT_S = 300.0
+#: What a sample set may take beyond its jobs' times; one that hangs is a fault of the version.
+_PATIENCE_S = 120.0
 
 
 class BadVersion(ValueError):
@@ -53,8 +51,11 @@ def tree(version: str, checkout: Path, into: Path) -> Path:
             shutil.copytree(Path(version) / name, into / name, ignore=shutil.ignore_patterns("__pycache__"))
     else:
         try:
+            top = subprocess.run(
+                ["git", "-C", str(checkout), "rev-parse", "--show-toplevel"], capture_output=True, check=True
+            ).stdout.decode().strip()
             packed = subprocess.run(
-                ["git", "-C", str(checkout), "archive", "--format=tar", version, "--", *_PRODUCT],
+                ["git", "-C", top, "archive", "--format=tar", version, "--", *_PRODUCT],
                 capture_output=True, check=True,
             ).stdout  # fmt: skip
         except OSError as error:
@@ -76,13 +77,14 @@ def one_set(
         "configuration": list(configuration), "jobs": [_fields(job) for job in jobs], "data": str(data), "seed": seed,
         "where": None if where is None else [list(where.guests), list(where.hosts)],
     }  # fmt: skip
+    limit = _PATIENCE_S + 2 * sum(job.seconds for job in jobs)
     try:
         ended = subprocess.run(
             [sys.executable, "-m", "bench.ab"], input=json.dumps(order), capture_output=True, text=True, cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(folder)}, timeout=_LIMIT_S, check=False,
+            env=os.environ | {"PYTHONPATH": str(folder)}, timeout=limit, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise BadVersion(f"it does not end: {configuration.name} took more than {_LIMIT_S:.0f} s") from None
+        raise BadVersion(f"it does not end: {configuration.name} took more than {limit:.0f} s") from None
     if ended.returncode:
         raise BadVersion(f"it cannot be measured: {(ended.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
     found = json.loads(ended.stdout)
@@ -98,45 +100,35 @@ def _fields(job: Job) -> dict[str, Any]:
 
 def run(
     versions: Sequence[str], configurations: Sequence[Configuration], jobs: Sequence[Job], checkout: Path,
-    rounds: int = ROUNDS, seed: int | None = None, pin: str = "none", told: Told = lambda total, done, what: None,
+    rounds: int = ROUNDS, seed: int | None = None, pin: str = NONE, told: Told = untold, command: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Measure two versions; a run document of each (:mod:`bench.results`), whose sample sets belong together, round by
     round. Raises :class:`BadVersion`."""
-    seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
-    chance = random.Random(seed)
     where, unplaced = placed(pin)
-    watch = environment.Watch()
-    sides = range(len(versions))
-    sets: list[dict[tuple[Configuration, Job], list[Measured | str]]] = [
-        {(one, job): [] for one in configurations for job in jobs} for _ in sides
-    ]
-    total, done = rounds * len(configurations) * len(versions), 0
-    with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmbus-emu-ab-")))
+    measurement = Measurement(seed, command, pinning(pin, where))
+    with tempfile.TemporaryDirectory(prefix="vmbus-emu-ab-") as folder:
+        work = Path(folder)
         trees = [tree(version, checkout, work / f"side{side}") for side, version in enumerate(versions)]
         make_image(work / "image")
-        for _ in range(rounds):
-            turns = [(one, side) for one in configurations for side in sides]
-            for one, side in chance.sample(turns, len(turns)):
-                found = one_set(trees[side], one, jobs, work, chance.randrange(1 << 32), where)
-                for job, what in found.items():
-                    sets[side][one, job].append(what)
-                    if isinstance(what, Measured):
-                        watch.ours(what.cpu_us * len(what.latencies_ns) / 1e6)
-                done += 1
-                told(total, done, f"{one.name}: {versions[side]}")
-    watched = watch.end()
-    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+        def measured(turn: tuple[Configuration, int]) -> dict[Job, Measured | str]:
+            one, side = turn
+            return one_set(trees[side], one, jobs, work, measurement.chance.randrange(1 << 32), where)
+
+        turns = [(one, side) for one in configurations for side in range(len(versions))]
+        found = measurement.rounds(
+            turns, rounds, measured, lambda turn: f"{turn[0].name}: {versions[turn[1]]}", told)
     documents = []
     for side, version in enumerate(versions):
-        rows = [results.result(job, one, sets[side][one, job]) for job in jobs for one in configurations]
-        medians = {f"{row['job']} on {version}": row["sets"]["p50_us"] for row in rows if "sets" in row}
-        reasons = unplaced + environment.doubts(watched, medians, loads_of(sets[side]))
-        documents.append({
-            "schema": results.SCHEMA, "environment": environment.describe() | {"watched": watched, "version": version},
-            "stable": not reasons, "reasons": reasons, "seed": seed, "command": [], "ended": ended, "results": rows,
-            "baselines": [], "ratios": results.ratios(rows, []),
-        })  # fmt: skip
+        sets = {(one, job): [a_set[job] for a_set in found[one, side]] for one in configurations for job in jobs}
+        rows = [results.result(job, one, sets[one, job]) for job in jobs for one in configurations]
+        medians = {
+            f"{row['job']} on {row['arch']} of {version}": results.measured(row["sets"]["p50_us"])
+            for row in rows if "sets" in row
+        }  # fmt: skip
+        made = measurement.document(medians, loads_of(sets), [*unplaced, *failures(rows, ())], rows)
+        made["environment"]["version"] = version
+        documents.append(made)
     return documents
 
 

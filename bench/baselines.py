@@ -22,7 +22,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import time
@@ -33,7 +32,9 @@ from typing import Any
 
 MESSAGE = bytes(range(64))
 _WARM_UP = 0.2
-_WORD = struct.Struct("<Q")
+_PR_SET_PDEATHSIG = 1
+#: Looked up before there is a process that may find locks taken.
+_prctl = ctypes.CDLL(None).prctl
 
 Trip = Callable[[], object]
 #: The processor of who answers; nothing: any.
@@ -42,9 +43,13 @@ _answers_on: set[int] = set()
 
 @contextmanager
 def _answering(serve: Callable[[], None]) -> Iterator[None]:
-    """``serve`` runs in a process of its own meanwhile; it never returns there."""
+    """``serve`` runs in a process of its own meanwhile; it never returns there, and ends with us, however we do."""
+    asker = os.getpid()
     pid = os.fork()
     if pid == 0:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != asker:       # it ended before that
+            os._exit(1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if _answers_on:
             os.sched_setaffinity(0, _answers_on)

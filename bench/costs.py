@@ -1,10 +1,60 @@
-"""What a machine's processes have used, read outside of measured windows: the kernel's own sums, to the nanosecond."""
+"""What a machine's processes have used, read outside of measured windows: the kernel's own sums, to the nanosecond, and
+what the components count themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
+
+from vmbus_emu.client import Machine
+
+Answer = TypeVar("Answer")
+_COUNTERS = ("packets", "bytes", "doorbells", "copies", "messages", "hypercalls", "intercepts")
+
+
+class Replaced(Exception):
+    """A process died meanwhile, and what it had used and counted went with it."""
+
+
+class Spent(NamedTuple):
+    """Of a whole machine, while something ran. ``memory_bytes`` (USS) is of the end."""
+
+    ns: Mapping[str, int]           #: on a processor, by process
+    switches: int
+    counters: Mapping[str, float]
+    memory_bytes: float | None
+
+    def beyond(self, less: Spent) -> Spent:
+        """What was spent beyond something that is part of it."""
+        return Spent(
+            {name: max(0, ns - less.ns.get(name, 0)) for name, ns in self.ns.items()},
+            max(0, self.switches - less.switches),
+            {name: max(0.0, value - less.counters[name]) for name, value in self.counters.items()}, self.memory_bytes,
+        )  # fmt: skip
+
+
+def spent(machine: Machine, act: Callable[[], Answer]) -> tuple[Answer, Spent]:
+    """What ``act`` gives, and what the machine spent meanwhile. Raises :class:`Replaced`."""
+    rows = machine.ps(window=0)["partitions"]
+    pids = processes(rows)
+    before = costs(pids)
+    answer = act()
+    after = costs(pids)
+    later = machine.ps(window=0)["partitions"]
+    if gone := set(pids.items()) ^ set(processes(later).items()):
+        raise Replaced(f"{', '.join(sorted({name for _, name in gone}))} died or was replaced meanwhile")
+    was, now = _counted(rows), _counted(later)
+    return answer, Spent(
+        {name: after[name][0] - used for name, (used, _) in before.items()},
+        sum(after[name][1] - switches for name, (_, switches) in before.items()),
+        {name: now[name] - was[name] for name in _COUNTERS}, sum(row["uss_bytes"] or 0 for row in later) or None,
+    )  # fmt: skip
+
+
+def _counted(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    counters = [row["counters"] or {} for row in rows]
+    return {name: float(sum(one.get(name) or 0 for one in counters)) for name in _COUNTERS}
 
 
 def processes(rows: Iterable[Mapping[str, Any]]) -> dict[int, str]:

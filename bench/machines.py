@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import pins
-from bench.costs import costs
+from bench.costs import Replaced, processes, spent
 from bench.jobs import Job
 from bench.operations import OPERATIONS
 from bench.pins import Places
@@ -32,10 +32,11 @@ IMAGE_BYTES = 64 << 20
 _WARM_UP = 0.2
 #: Room for so many requests per second.
 _MOST_PER_S = 1_500_000
+#: And so many in all: 256 MiB.
+_MOST_SAMPLES = 1 << 25
 _WRITES = ("write", "commit")
 #: What a guest may take beyond the job's time.
 _PATIENCE_S = 60.0
-_COUNTERS = ("packets", "bytes", "doorbells", "copies", "messages", "hypercalls", "intercepts")
 
 
 class Configuration(NamedTuple):
@@ -75,7 +76,7 @@ class Measured:
     counters: Mapping[str, float]
     #: What of its time the load did not ask though it could have, and how late it was, in intervals, at the 99th
     #: percentile (open loops only).
-    stalled: float = 0.0
+    stalled: float | None = None
     late: float | None = None
     misplaced: Sequence[str] = ()       #: who was not pinned as was wanted
     memory_bytes: float | None = None   #: of all processes of the machine, as much as would be free without them
@@ -111,7 +112,8 @@ def running(
         document["transport"] = configuration.transport
     if configuration.poll is not None:
         document["poll"] = configuration.poll
-    with Machine(document, environment) as machine:
+    # A version of some time ago, which bench.ab measures, knows no environment.
+    with Machine(document, environment) if environment else Machine(document) as machine:
         yield machine
 
 
@@ -123,20 +125,15 @@ def sample_set(
     results: dict[Job, Measured | str] = {}
     try:
         with running(configuration, folder) as machine:
-            rows = machine.ps(window=0)["partitions"]
-            pids = {row["pid"]: row["host"] for row in rows if row["pid"]}
-            if where is not None:
-                pins.pin(rows, where)
+            placed: Mapping[int, str] = {}
             for job in chance.sample(list(jobs), len(jobs)):
-                try:
-                    if lacking := OPERATIONS[job.operation].lacking():
-                        raise Unmeasured(lacking)
-                    found = measured(machine, job, pids, folder)
-                    if where is not None:
-                        found.misplaced = pins.misplaced(rows, where)
-                    results[job] = found
-                except Unmeasured as why:
-                    results[job] = str(why)
+                rows = machine.ps(window=0)["partitions"]
+                if where is not None and processes(rows) != placed:  # at first, and when somebody was replaced
+                    pins.pin(rows, where)
+                    placed = processes(rows)
+                results[job] = _tried(machine, job, folder)
+                if where is not None and isinstance(found := results[job], Measured):
+                    found.misplaced = pins.misplaced(rows, where)
                 done(job)
     except MachineError as error:  # it did not come up, or died: what it did before that counts
         for job in jobs:
@@ -146,20 +143,30 @@ def sample_set(
     return results
 
 
-def measured(machine: Machine, job: Job, pids: Mapping[int, str], folder: Path) -> Measured:
-    """``job`` in vm1 of a running machine; ``pids``: its processes. Raises :class:`Unmeasured`."""
+def _tried(machine: Machine, job: Job, folder: Path) -> Measured | str:
+    try:
+        if lacking := OPERATIONS[job.operation].lacking():
+            return lacking
+        return measured(machine, job, folder)
+    except (Unmeasured, Replaced) as why:
+        return str(why)
+    except (ValueError, KeyError, TypeError, OSError, ZeroDivisionError) as error:
+        # A guest can say anything; that is its job's failure, not the run's.
+        return f"{job.name}: what the guest told makes no sense: {error!r}"
+
+
+def measured(machine: Machine, job: Job, folder: Path) -> Measured:
+    """``job`` in vm1 of a running machine. Raises :class:`Unmeasured`, or what a nonsensical answer makes."""
     mark = random.SystemRandom().randrange(1, 1 << 32) if job.operation in _WRITES else 0
-    samples = Samples.create(int(min(job.rate or _MOST_PER_S, _MOST_PER_S) * job.seconds) + 1000)
+    room = min(int(min(job.rate or _MOST_PER_S, _MOST_PER_S) * job.seconds) + 1000, _MOST_SAMPLES)
+    samples = Samples.create(room)
     try:
         run(machine, job, samples, job.seconds * _WARM_UP)
-        counters, _ = _counters(machine)
-        before = costs(pids)
-        told = run(machine, job, samples, job.seconds, mark)
-        after = costs(pids)
-        totals, memory = _counters(machine)
-        counted = {name: value - counters[name] for name, value in totals.items()}
+        # The command itself costs, too: it maps the samples, chooses places, formats what it needs.
+        _, fixed = spent(machine, lambda: run(machine, job, samples, 0.0, mark))
+        told, whole = spent(machine, lambda: run(machine, job, samples, job.seconds, mark))
         if samples.full:
-            raise Unmeasured(f"{job.name}: more requests than there is room for")
+            raise Unmeasured(f"{job.name}: more requests than there is room for: ask for fewer seconds")
         latencies = samples.values()
     finally:
         samples.close()
@@ -168,13 +175,16 @@ def measured(machine: Machine, job: Job, pids: Mapping[int, str], folder: Path) 
         look_for(folder / "scratch", job, told["written"], mark)
     if not count:
         raise Unmeasured(f"{job.name}: no request was served in {job.seconds:g} s")
-    cpu = {name: (after[name][0] - used) / count / 1000 for name, (used, _) in before.items() if name in after}
-    switches = sum(after[name][1] - was for name, (_, was) in before.items() if name in after)
+    if told.get("lost") and "received" not in told:
+        raise Unmeasured(f"{job.name}: {told['lost']} of {count + told['lost']} requests were lost")
+    cost = whole.beyond(fixed)
+    cpu = {name: ns / count / 1000 for name, ns in cost.ns.items()}
     return Measured(
-        latencies, told["seconds"], sum(cpu.values()), cpu, switches / count,
-        {name: value / count for name, value in counted.items()}, told.get("stalled_s", 0.0) / told["seconds"],
-        None if told.get("late_p99_us") is None else told["late_p99_us"] * job.rate / 1e6, memory_bytes=memory,
-        received=told.get("received", {}),
+        latencies, told["seconds"], sum(cpu.values()), cpu, cost.switches / count,
+        {name: value / count for name, value in cost.counters.items()},
+        None if told.get("stalled_s") is None else told["stalled_s"] / told["seconds"],
+        None if told.get("late_p99_us") is None else told["late_p99_us"] * job.rate / 1e6,
+        memory_bytes=whole.memory_bytes, received=told.get("received", {}),
     )  # fmt: skip
 
 
@@ -188,7 +198,8 @@ def run(
     command = OPERATIONS[job.operation].command(job, common)
     result = machine.exec(vm, command, timeout=seconds + _PATIENCE_S)
     if result.status:
-        raise Unmeasured(f"{job.name}: {result.stderr.decode(errors='replace').strip().splitlines()[-1:] or ['?']}")
+        lines = result.stderr.decode(errors="replace").strip().splitlines() or [f"status {result.status}"]
+        raise Unmeasured(f"{job.name}: {lines[-1]}")
     told: dict[str, Any] = json.loads(result.stdout)
     return told
 
@@ -202,10 +213,3 @@ def look_for(path: Path, job: Job, written: Sequence[int], mark: int) -> None:
             for block in (place, place + last):
                 if os.pread(image.fileno(), 8, block * BLOCK_SIZE) != (block ^ mark).to_bytes(8, "little"):
                     raise Unmeasured(f"{job.name}: what was written to block {block} and acknowledged is not there")
-
-
-def _counters(machine: Machine) -> tuple[dict[str, float], float | None]:
-    """What all components have counted so far, and their memory (USS) in bytes."""
-    rows = machine.ps(window=0)["partitions"]
-    totals = {name: float(sum((row["counters"] or {}).get(name) or 0 for row in rows)) for name in _COUNTERS}
-    return totals, sum(row["uss_bytes"] or 0 for row in rows) or None

@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from bench import breakdown, pins
 from bench.breakdown import Request
 from bench.jobs import Job
 from bench.machines import Configuration, Unmeasured, make_image, running
+from bench.measurement import Told, untold
 from bench.operations import OPERATIONS
 from bench.pins import Places
 from vmbus_emu import tracing
@@ -38,9 +39,6 @@ _WARM_UP_REQUESTS, _WARM_UP_SECONDS = 500, 0.2
 _RECORDS = 2 * 4
 _PATIENCE_S = 30.0
 _VM = "vm1"
-
-#: How many steps there are, how many are done, and what was done last.
-Told = Callable[[int, int, str], Any]
 
 
 class Traced(NamedTuple):
@@ -63,7 +61,7 @@ def untraceable(job: Job) -> str:
 
 def trace(
     configurations: Sequence[Configuration], jobs: Sequence[Job], where: Places | None = None,
-    told: Told = lambda total, done, what: None, rounds: int = _ROUNDS,
+    told: Told = untold, rounds: int = _ROUNDS,
 ) -> Traced:
     """Take ``jobs`` apart on every configuration."""
     chosen = [job for job in jobs if not untraceable(job)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +20,9 @@ import pytest
 
 from bench import ab, environment, pins, runner
 from bench.compare import compare, doubts
+from bench.costs import Replaced
 from bench.jobs import STANDARD, Job
-from bench.machines import Configuration, Measured, make_image, running
+from bench.machines import Configuration, Measured, make_image, measured, running
 from bench.machines import run as run_job
 from vmbus_emu.witness.samples import Samples
 
@@ -140,3 +143,31 @@ def test_an_arm_that_is_not_pinned_like_the_other_makes_the_run_unstable(monkeyp
     assert not half["stable"]
     free = runner.run([ZMQ], jobs, (), rounds=1, seed=1, pin="none")
     assert doubts(pinned, free) == ["the runs differ in pinning: together before, none after"]
+
+
+def test_a_process_that_is_replaced_meanwhile_fails_its_job_and_the_next_is_measured_whole(tmp_path: Path) -> None:
+    ring = Configuration("microkernel", "ring", "adaptive")
+    make_image(tmp_path / "image")
+    job = replace(STANDARD["null"], seconds=0.4)
+    with running(ring, tmp_path) as machine:
+        parent = next(row["pid"] for row in machine.ps(window=0)["partitions"] if row["name"] == "parent")
+        killer = threading.Timer(0.25, os.kill, (parent, signal.SIGKILL))   # in the middle of the job
+        killer.start()
+        with pytest.raises(Replaced, match="parent"):
+            measured(machine, job, tmp_path)
+        killer.join()
+        found = measured(machine, job, tmp_path)
+    assert found.counters["packets"] == pytest.approx(2.0, abs=0.01)
+    assert found.cpu_us_by_process["parent"] > 0
+
+
+def test_a_hog_beside_a_run_makes_it_unstable() -> None:
+    hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        run = runner.run([MONOLITH], [replace(STANDARD["null"], seconds=0.3)], (), rounds=3, seed=1, pin="together")
+    finally:
+        hog.kill()
+        hog.wait(10)
+    assert [reason for reason in run["reasons"] if "other processes used" in reason]
+    assert run["environment"]["watched"]["foreign_cpus"] > 0.25
+    assert not run["stable"]

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from bench import environment
-from bench.compare import compare
+from bench.compare import compare, pace
 from bench.jobs import STANDARD
 from bench.machines import STANDARD as CONFIGURATIONS
 from bench.machines import Configuration, Measured
 from bench.results import BOUNDS, SCHEMA, BadResults, baseline, load, ratios, result
+from bench.runner import failures
 from bench.table import compare_lines, run_lines
 
 CALL, ZMQ = CONFIGURATIONS[0], CONFIGURATIONS[1]
@@ -149,3 +150,60 @@ def test_names_of_configurations() -> None:
     assert [one.name for one in CONFIGURATIONS] == [
         "monolithic", "microkernel zmq", "microkernel ring", "disaggregated zmq", "disaggregated ring"]
     assert Configuration("microkernel", "ring", "never").name == "microkernel ring --poll never"
+
+
+def test_what_failed_in_a_round_is_paired_with_nothing() -> None:
+    """Two arms alike on a host that drifts: each lost a set, in different rounds."""
+    pace = [1 + round / 10 for round in range(10)]
+    columns = [[10 * value for value in pace] for _ in range(2)]
+    sets: list[list[Measured | str]] = [
+        [measured(random.Random(1), us) for us in column] for column in columns
+    ]
+    sets[0][0], sets[1][9] = "it died", "it died"
+    rows = [result(STANDARD["null"], of, some) for of, some in zip((CALL, ZMQ), sets, strict=True)]
+    (ratio,) = [one for one in ratios(rows, []) if one["metric"] == "p50_us"]
+    assert ratio["value"] == pytest.approx(1.0, abs=0.01)
+    assert not ratio["significant"]
+    assert rows[0]["sets"]["p50_us"][0] is None
+    assert rows[0]["repetitions"] == 9
+
+
+def test_a_baseline_that_failed_says_why_and_keeps_its_place() -> None:
+    row = baseline("pipe", [[1000], "no such thing", [3000]])
+    assert (row["failed"], row["repetitions"], row["p50_us"]) == (["no such thing"], 2, 2.0)
+    assert row["sets"]["p50_us"] == [1.0, None, 3.0]
+    assert baseline("pipe", ["no"])["p50_us"] is None
+
+
+def test_a_row_that_failed_is_a_reason_to_doubt_the_run() -> None:
+    rows = [result(STANDARD["null"], of, ["vm1 died", measured(random.Random(1), 9)]) for of in (CALL, ZMQ)]
+    (reason,) = failures(rows, [])
+    assert "null on monolithic failed 1 times: vm1 died" in reason
+    assert "1 more" in reason
+    assert failures([], [baseline("pipe", ["no"])]) == ["baseline pipe failed 1 times: no"]
+    assert failures([result(STANDARD["null"], CALL, [measured(random.Random(1), 9)])], []) == []
+
+
+@pytest.mark.parametrize("damage", [
+    {"environment": None}, {"stable": "yes"}, {"reasons": None}, {"results": [1]}, {"results": [{"job": "null"}]},
+    {"scale": 3}, {"baselines": [1]},
+])
+def test_damaged_runs_are_refused(damage: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(made() | damage))
+    with pytest.raises(BadResults, match=r"run\.json: (its|one of its) "):
+        load(path)
+
+
+def test_the_pace_of_the_host_is_known_no_better_than_its_baselines_agree() -> None:
+    before, after = made(), made(seed=2)
+    for row, factor in zip(after["baselines"], (0.9, 1.1), strict=True):
+        row["p50_us"] = before["baselines"][after["baselines"].index(row)]["p50_us"] * factor
+    assert pace(before, after) == pytest.approx((1.0, 0.9, 1.1))
+    # Five percent either way may be the host's.
+    for row in after["results"]:
+        old = next(one for one in before["results"] if (one["job"], one["arch"]) == (row["job"], row["arch"]))
+        row["sets"] = {name: [1.05 * value for value in column] for name, column in old["sets"].items()}
+    assert significant(compare(before, after)) == []
+    rows = compare(before, after)
+    assert all(row["after"] == pytest.approx(row["before"] * 1.05) for row in rows)
