@@ -15,6 +15,7 @@ file::
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ class Job:
     rate: float = 0.0
     random: bool = True
     touch: bool = False
-    seconds: float = 0.3
+    seconds: float = 0.25
 
     def fault(self) -> str:
         """What cannot be measured about it; empty: nothing."""
@@ -98,13 +99,17 @@ def varied(jobs: Iterable[Job], sizes: Iterable[int], depths: Iterable[int], rat
                 sized = size if OPERATIONS[job.operation].largest else 0
                 one = replace(job, size=sized, depth=depth, rate=rate or job.rate)
                 if made.setdefault(_told_by(one), checked(one)) != one:
-                    raise BadJob(f"two jobs named {one.name} have the same size, depth and rate: name them apart")
+                    raise BadJob(_alike(one.name))
     return list(made.values())
 
 
 def _told_by(job: Job) -> tuple[Any, ...]:
     """What tells a job from the others of a run."""
     return job.name, job.size, job.depth, job.rate
+
+
+def _alike(name: str) -> str:
+    return f"two jobs named {name} have the same size, depth and rate: give one another name"
 
 
 def checked(job: Job) -> Job:
@@ -124,11 +129,9 @@ def load(path: Path) -> list[Job]:
     if set(document) != {"job"} or not isinstance(rows, list) or not rows:
         raise BadJob(f"{path}: it must hold [[job]] tables and nothing else")
     jobs = [checked(_job(path, row)) for row in rows]
-    told = {_told_by(job) for job in jobs}
-    for job in jobs:
-        if _told_by(job) not in told:
-            raise BadJob(f"{path}: two jobs named {job.name} have the same size, depth and rate: name them apart")
-        told.remove(_told_by(job))
+    ((name, *_), times), = Counter(map(_told_by, jobs)).most_common(1)
+    if times > 1:
+        raise BadJob(f"{path}: {_alike(name)}")
     return jobs
 
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from bench.machines import Configuration
-from bench.table import between, number, verdict_lines
+from bench.table import baseline_lines, between, bound_lines, bounds_of, number, verdict_lines
 
 Row = Mapping[str, Any]
 _MIB = 1 << 20
@@ -68,6 +68,7 @@ def boot_lines(rows: Sequence[Row]) -> Iterator[str]:
 
 def throughput_lines(run: Mapping[str, Any]) -> Iterator[str]:
     """Requests per second, a column for each depth, and bytes per second at the best of them."""
+    bounds = bounds_of(run)
     for (job, size), some in groupby(run["results"], key=lambda row: (row["job"], row["size"])):
         rows = list(some)
         depths = sorted({row["depth"] for row in rows})
@@ -83,5 +84,7 @@ def throughput_lines(run: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {name:30}" + "".join(f"{number(rate):>10}" for rate in rates) + moved
             for why in sorted({reason for row in mine.values() for reason in row["failed"]}):
                 yield f"    not measured: {why}"
+        yield from bound_lines([row for row in rows if row["depth"] == 1], bounds)
+    yield from baseline_lines(run["baselines"])
     yield ""
     yield from verdict_lines(run)

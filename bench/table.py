@@ -33,6 +33,11 @@ def between(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f"({number(interval[0])} to {number(interval[1])})"
 
 
+def sure(ratio: Row) -> str:
+    """The interval of a ratio, and whether there may be no difference at all (n.s.: not significant)."""
+    return f"{between(ratio['interval'])}{'' if ratio['significant'] else ' n.s.'}".strip()
+
+
 def job_title(job: str, size: int, depth: int, rate: float | None) -> str:
     """A job's name for people. Of a standard job that was given another size, the standard words would be wrong."""
     standard = STANDARD.get(job) or NETWORK.get(job)
@@ -59,20 +64,13 @@ def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
         f"{'' if environment['gil'] else ' without GIL'}, libzmq {environment['zmq']}, load {environment['load']:.2f}"
     )
     ratios = {_key(ratio): ratio for ratio in run["ratios"] if "arch" in ratio["to"] and ratio["metric"] == "p50_us"}
-    bounds = {_key(ratio): ratio for ratio in run["ratios"] if "baseline" in ratio["to"]}
+    bounds = bounds_of(run)
     for head, rows in groupby(run["results"], key=lambda row: (row["job"], row["size"], row["depth"], row["rate"])):
         yield ""
         yield from _job_lines(head, list(rows), ratios, bounds)
     yield from scale_lines(run.get("scale", ()))
     yield from boot_lines(run.get("boot", ()))
-    if run["baselines"]:
-        yield ""
-        yield f"{'round trip of 64 bytes, baselines':38} {'p50 us':>9} {'':20} {'p99 us':>9}"
-        for row in run["baselines"]:
-            yield (
-                f"  {row['baseline']:36} {number(row['p50_us']):>9} {between(row['interval_p50_us']):20} "
-                f"{number(row['p99_us']):>9}"
-            )
+    yield from baseline_lines(run["baselines"])
     yield ""
     yield from verdict_lines(run)
 
@@ -81,26 +79,51 @@ def _job_lines(
     head: tuple[Any, ...], rows: Sequence[Row], ratios: Mapping[Any, Row], bounds: Mapping[Any, Row]
 ) -> Iterator[str]:
     title = job_title(*head)
-    yield f"{title:38} {'p50 us':>9} {'':20} {'times':>7} {'':17} {'p99 us':>9} {'CPU us':>8} {'crosses':>7}"
+    yield f"{title:38} {'p50 us':>8} {'':18} {'times':>7} {'':19} {'p99 us':>8} {'CPU us':>8} {'crosses':>7}"
     for row in rows:
         name = Configuration(row["arch"], row["transport"], row["poll"]).name
         if row["p50_us"] is None:
-            yield f"  {name:36} {'-':>9} {'; '.join(sorted(set(row['failed'])))}"
+            yield f"  {name:36} {'-':>8} {'; '.join(sorted(set(row['failed'])))}"
             continue
         ratio = ratios.get(_key(row))
-        told = ("", "") if ratio is None else (number(ratio["value"]), between(ratio["interval"]))
+        told = ("", "") if ratio is None else (number(ratio["value"]), sure(ratio))
         yield (
-            f"  {name:36} {number(row['p50_us']):>9} {between(row['interval_p50_us']):20} {told[0]:>7} {told[1]:17} "
-            f"{number(row['p99_us']):>9} {number(row['cpu_us_per_op']):>8} {crossings(row):>7}"
+            f"  {name:36} {number(row['p50_us']):>8} {between(row['interval_p50_us']):18} {told[0]:>7} {told[1]:19} "
+            f"{number(row['p99_us']):>8} {number(row['cpu_us_per_op']):>8} {crossings(row):>7}"
         )
     for row in rows:
         if row.get("received"):
             yield f"    {Configuration(row['arch'], row['transport'], row['poll']).name} {received(row['received'])}"
+    yield from bound_lines(rows, bounds)
+
+
+def bounds_of(run: Mapping[str, Any]) -> dict[Any, Row]:
+    """For :func:`bound_lines`."""
+    return {_key(ratio): ratio for ratio in run["ratios"] if "baseline" in ratio["to"]}
+
+
+def bound_lines(rows: Sequence[Row], bounds: Mapping[Any, Row]) -> Iterator[str]:
+    """How far each is from the baseline that bounds it, where that is known."""
     for row in rows:
         bound = bounds.get(_key(row))
         if bound is not None:
             name = Configuration(row["arch"], row["transport"], row["poll"]).name
-            yield f"    {name} is {number(bound['value'])} times {bound['to']['baseline']} {between(bound['interval'])}"
+            yield f"    {name} is {number(bound['value'])} times {bound['to']['baseline']} {sure(bound)}".rstrip()
+
+
+def baseline_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """What others take."""
+    if rows:
+        yield ""
+        yield f"{'round trip of 64 bytes, baselines':38} {'p50 us':>8} {'':18} {'p99 us':>8}"
+    for row in rows:
+        if row["p50_us"] is None:
+            yield f"  {row['baseline']:36} {'-':>8} {'; '.join(sorted(set(row.get('failed', ()))))}".rstrip()
+            continue
+        yield (
+            f"  {row['baseline']:36} {number(row['p50_us']):>8} {between(row['interval_p50_us']):18} "
+            f"{number(row['p99_us']):>8}"
+        )
 
 
 def received(told: Mapping[str, float]) -> str:
@@ -112,7 +135,7 @@ def received(told: Mapping[str, float]) -> str:
 
 def _key(row: Row) -> tuple[Any, ...]:
     of = row.get("of", row)
-    return row["job"], row["size"], row["depth"], of["arch"], of["transport"], of["poll"]
+    return row["job"], row["size"], row["depth"], row.get("rate"), of["arch"], of["transport"], of["poll"]
 
 
 def verdict_lines(run: Mapping[str, Any]) -> Iterator[str]:

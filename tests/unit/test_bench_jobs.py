@@ -104,3 +104,23 @@ def test_files_that_hold_no_jobs(tmp_path: Path, text: str, told: str) -> None:
         load(path)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_jobs_that_a_run_could_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.toml"
+    scan = '[[job]]\nname = "scan"\noperation = "read"\nsize = "64k"\nseconds = 1\n'
+    path.write_text(f"{scan}rate = 100\n{scan}rate = 200\n{scan}depth = 8\n{scan}")
+    jobs = varied(load(path), (), (), 0)
+    assert [(job.rate, job.depth) for job in jobs] == [(100, 1), (200, 1), (0, 8), (0, 1)]
+    assert [(job.rate, job.depth) for job in varied(jobs, (), (4,), 50)] == [(50, 4)]
+    path.write_text(f"{scan}{scan}random = false\n")
+    with pytest.raises(BadJob, match="two jobs named scan have the same size, depth and rate"):
+        load(path)
+    path.write_text(f"{scan}{scan}depth = 8\nrandom = false\n")
+    with pytest.raises(BadJob, match="two jobs named scan"):
+        varied(load(path), (), (4,), 0)
+
+
+def test_a_rate_at_which_nothing_is_due_is_refused() -> None:
+    assert Job("x", "null", rate=10, seconds=0.1).fault() == ""
+    assert Job("x", "null", rate=9, seconds=0.1).fault() == "at 9 requests per second none is due within 0.1 s"

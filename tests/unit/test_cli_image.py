@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from click.testing import CliRunner
 
+from vmbus_emu.cli import image as cli_image
 from vmbus_emu.cli.main import cli
 from vmbus_emu.protocol.database import laid_out
 
@@ -97,7 +99,7 @@ def test_an_image_in_use_is_refused(image: Path, tmp_path: Path) -> None:
         status, told = extract(image, tmp_path / "db.sqlite")
     assert status == 1
     assert "in use" in told
-    assert "vmbus-emu down" in told
+    assert "vmbus-emu down --name NAME" in told
     assert not (tmp_path / "db.sqlite").exists()
 
 
@@ -105,6 +107,90 @@ def test_a_target_that_cannot_be_written_is_told(image: Path, tmp_path: Path) ->
     status, told = extract(image, tmp_path / "nowhere" / "db.sqlite")
     assert (status, told.count("\n")) == (1, 1)
     assert "No such file or directory" in told
+
+
+@pytest.mark.parametrize("role", ["", "-journal", "-wal", "-shm"])
+@pytest.mark.parametrize("kind", ["itself", "hard link", "symbolic link"])
+def test_the_image_is_never_what_is_replaced(image: Path, tmp_path: Path, role: str, kind: str) -> None:
+    content, path = image.read_bytes(), tmp_path / f"db{role}"
+    if kind == "itself":
+        image = image.rename(path)
+    elif kind == "hard link":
+        path.hardlink_to(image)
+    else:
+        path.symlink_to(image)
+    there = sorted(os.listdir(tmp_path))
+    status, told = extract("--force", image, tmp_path / "db")
+    assert (status, told.count("\n")) == (1, 1)
+    assert f"{path} is the image itself" in told
+    assert image.read_bytes() == content
+    assert sorted(os.listdir(tmp_path)) == there
+
+
+def old(folder: Path) -> dict[str, bytes]:
+    """A database with a transaction under way, beside the image."""
+    content = {"db": b"old database", "db-journal": b"old journal", "db-wal": b"old wal"}
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    return content
+
+
+def found(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("db*")}
+
+
+def test_a_copy_that_fails_loses_nothing(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, real = old(tmp_path), cli_image._copy
+
+    def copy(disk: BinaryIO, start: int, length: int, target: Path) -> None:
+        real(disk, start, length, target)
+        if length == 700:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli_image, "_copy", copy)
+    status, told = extract("--force", image, tmp_path / "db")
+    assert (status, told.count("\n")) == (1, 1)
+    assert f"{image} cannot be copied to {tmp_path / 'db'}: No space left on device" in told
+    assert found(tmp_path) == content
+    assert sorted(os.listdir(tmp_path)) == ["db", "db-journal", "db-wal", "disk.img"]
+
+
+@pytest.mark.parametrize("failing", range(1, 6))
+def test_renames_that_fail_are_undone_and_no_database_stands_beside_a_foreign_journal(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    content, real, count = old(tmp_path), Path.rename, 0
+
+    def rename(self: Path, target: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count == failing:
+            raise OSError(13, "Permission denied")
+        moved = real(self, target)
+        there = found(tmp_path)
+        pair = there.get("db-journal", b"none"), there.get("db-wal", b"none")
+        assert there.get("db") in (None, content["db"], b"d" * 5000)
+        if "db" in there:
+            olds, news = (content["db-journal"], content["db-wal"]), (b"j" * 700, b"none")
+            assert pair == (olds if there["db"] == content["db"] else news)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename)
+    status, told = extract("--force", image, tmp_path / "db")
+    assert (status, "Permission denied" in told) == (1, True)
+    assert found(tmp_path) == content
+    assert sorted(os.listdir(tmp_path)) == ["db", "db-journal", "db-wal", "disk.img"]
+
+
+def test_what_is_no_file_of_its_own_is_not_replaced(image: Path, tmp_path: Path) -> None:
+    (tmp_path / "db").symlink_to("elsewhere")
+    (tmp_path / "other-journal").mkdir()
+    for name, wrong in (("db", "db"), ("other", "other-journal")):
+        status, told = extract("--force", image, tmp_path / name)
+        assert (status, told.count("\n")) == (1, 1)
+        assert f"{tmp_path / wrong} is no file of its own" in told
+    assert extract(image, tmp_path / "db")[0] == 1
+    assert sorted(os.listdir(tmp_path)) == ["db", "disk.img", "other-journal"]
 
 
 def test_wrong_usage_and_help() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from array import array
 from pathlib import Path
@@ -17,6 +16,7 @@ from bench.jobs import STANDARD, Job
 from bench.machines import Configuration
 from bench.waterfall import bar, waterfall_lines
 from vmbus_emu.cli.bench import bench, traced
+from vmbus_emu.cli.outfile import OutFile
 
 RING = Configuration("microkernel", "ring", "adaptive")
 
@@ -181,11 +181,7 @@ def test_whose_process_carries_the_drivers(arch: str, process: str) -> None:
     assert tracing.server(arch) == process
 
 
-class File(io.StringIO):
-    name = "trace.json"
-
-
-def test_the_command_line_writes_the_file_and_fills_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_writes_the_file_and_fills_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
 
     def trace(*arguments: Any) -> tracing.Traced:
@@ -194,18 +190,18 @@ def test_the_command_line_writes_the_file_and_fills_the_run(monkeypatch: pytest.
 
     monkeypatch.setattr(tracing, "trace", trace)
     run: dict[str, Any] = {}
-    file = File()
-    traced.take_apart(run, [RING], [STANDARD["null"]], "none", file, lambda total, done, what: None)
+    file = OutFile(str(tmp_path / "trace.json"))
+    assert traced.take_apart(run, [RING], [STANDARD["null"]], "none", file, lambda total, done, what: None) is None
     assert asked == [([RING], [STANDARD["null"]])]
     assert run["waterfalls"] == [row()]
-    assert of("X", json.loads(file.getvalue())["traceEvents"])
+    assert of("X", json.loads(Path(file.name).read_text())["traceEvents"])
     lines = list(traced.lines(run, file))
     assert lines[-2] == "ping is not taken apart: no disk."
-    assert lines[-1].startswith("trace.json opens in Perfetto")
+    assert lines[-1].startswith(f"{file.name} opens in Perfetto")
 
 
 def test_a_run_of_which_nothing_was_traced_says_so_in_a_line() -> None:
-    (line,) = traced.lines({}, File())
+    (line,) = traced.lines({}, OutFile("-"))
     assert "bench latency --job read-4k" in line
 
 
@@ -219,7 +215,7 @@ def test_the_option_takes_a_run_apart_after_it_was_measured(
 
     def run(*arguments: Any, **named: Any) -> dict[str, Any]:
         steps.append("measured")
-        return {"command": ["vmbus-emu"], "seed": 1}
+        return {"command": ["vmbus-emu"], "seed": 1, "results": [{"repetitions": 1}]}
 
     def trace(configurations: Any, jobs: list[Job], *others: Any) -> tracing.Traced:
         steps.append([job.name for job in jobs])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
 import click
 
@@ -12,7 +12,8 @@ from vmbus_emu.cli.attach import attached
 from vmbus_emu.cli.errors import FAILED
 from vmbus_emu.cli.kill import fault_option
 from vmbus_emu.cli.options import complete_components, name_option, seconds
-from vmbus_emu.cli.pictures import draw, picture_options, to_stdout
+from vmbus_emu.cli.outfile import OutFile, OutFileType, attempt, complain, to_stdout
+from vmbus_emu.cli.pictures import draw, picture_options
 from vmbus_emu.cli.runs import kill_line, kills_summary, verdict_lines, vm_lines
 from vmbus_emu.cli.table import plural
 
@@ -30,14 +31,14 @@ from vmbus_emu.cli.table import plural
 @click.option("--overwrite", is_flag=True, help="Overwrite image files, too: of VMs without a RAM disk.")
 @click.option("--timeout", default=15.0, show_default=True, metavar="SECONDS", type=click.FloatRange(0, min_open=True),
               help="Wait so long after each kill for what should follow.")
-@click.option("--json", "json_file", metavar="FILE", type=click.File("w", lazy=False),
+@click.option("--json", "json_file", metavar="FILE", type=OutFileType(),
               help="Keep the whole run, for check; - is standard output.")
 @picture_options
 @click.pass_context
 def chaos(
     context: click.Context, name: str, components: tuple[str, ...], every: float, duration: float, fault: str,
-    seed: int | None, overwrite: bool, timeout: float, json_file: IO[str] | None, html_file: IO[str] | None,
-    png_file: IO[bytes] | None,
+    seed: int | None, overwrite: bool, timeout: float, json_file: OutFile | None, html_file: OutFile | None,
+    png_file: OutFile | None,
 ) -> None:
     """Kill components while every VM overwrites the first 4 MiB of a RAM disk with stamped blocks, one each
     millisecond; then read back, and look for writes that were acknowledged and are gone. VMs that die are started
@@ -61,12 +62,10 @@ def chaos(
         run = machine.chaos(
             components, every, duration, seed=seed, fault=fault, overwrite=overwrite, timeout=timeout, progress=told,
         )  # fmt: skip
-    if json_file is not None:
-        json.dump(run, json_file, separators=(",", ":"))
-        json_file.write("\n")
+    unwritten = attempt(json_file, lambda: json.dumps(run, separators=(",", ":")) + "\n")
     for line in chaos_lines(run):
         click.echo(line, err=to_stderr)
-    draw(run, html_file, png_file)
+    complain([unwritten, *draw(run, html_file, png_file)])
     if failed(run):
         context.exit(FAILED)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
 from vmbus_emu.cli.chaos import chaos_lines
 from vmbus_emu.cli.errors import FAILED, Failure
 from vmbus_emu.cli.options import json_option
-from vmbus_emu.cli.pictures import draw, picture_options, to_stdout
+from vmbus_emu.cli.outfile import OutFile, complain, to_stdout
+from vmbus_emu.cli.pictures import draw, picture_options
 from vmbus_emu.cli.table import json_text
 
 #: What the judged part of a run consists of, as ``--json`` prints it.
@@ -24,7 +25,7 @@ _JUDGED = ("schema", "machine", "operations", "findings", "kills", "vms")
 @click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path))
 @click.pass_context
 def check(
-    context: click.Context, as_json: bool, file: Path, html_file: IO[str] | None, png_file: IO[bytes] | None
+    context: click.Context, as_json: bool, file: Path, html_file: OutFile | None, png_file: OutFile | None
 ) -> None:
     """Judge a run that chaos --json FILE kept again, from its recorded histories and what was read back. Status 1
     if a write was lost, or if the judgement differs from the stored one.
@@ -37,6 +38,8 @@ def check(
     """
     from vmbus_emu.client.judging import NotARun, failed, judged
 
+    if any(drawn is not None and drawn.is_same(file) for drawn in (html_file, png_file)):
+        raise click.UsageError(f"{file} is the run itself: name another file to draw it", context)
     stored = _read(file)
     try:
         run = judged(stored)
@@ -52,7 +55,7 @@ def check(
     else:
         for line in [*chaos_lines(run), *(f"! not as stored: {line}" for line in differing)]:
             click.echo(line, err=to_stderr)
-    draw(run, html_file, png_file)
+    complain(draw(run, html_file, png_file))
     if failed(run) or differing:
         context.exit(FAILED)
 

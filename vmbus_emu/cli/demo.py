@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import IO, Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from vmbus_emu.cli.blast import lines, markdown
 from vmbus_emu.cli.errors import FAILED
+from vmbus_emu.cli.outfile import OutFile, OutFileType, attempt, complain, to_stdout
 from vmbus_emu.cli.progress import progress_line
+from vmbus_emu.cli.signals import ended_like_an_interrupt
 
 _ARCHES = ("microkernel", "disaggregated", "monolithic")
 #: Policies after which a component stays dead.
 _FINAL = ("halt", "degraded")
-_OUTPUT = click.File("w", lazy=False)
+_OUTPUT = OutFileType()
 
 
 def _complete_policies(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -51,7 +51,7 @@ def demo() -> None:
 @click.pass_context
 def isolation(
     context: click.Context, arches: tuple[str, ...], transport: str, policies: tuple[str, ...],
-    json_file: IO[str] | None, html_file: IO[str] | None, markdown_file: IO[str] | None,
+    json_file: OutFile | None, html_file: OutFile | None, markdown_file: OutFile | None,
 ) -> None:
     """Kill drivers, parent, management, hypervisor and a VM in each placement, while two VMs overwrite their disks and
     ping each other; then read back. One table says what each kill was to each VM. Takes about half a minute, on
@@ -77,46 +77,33 @@ def isolation(
             raise click.UsageError(f'--policy "{text}": what is dead would stay dead, and the next kill needs it; '
                                    "try restart, standby, reboot or recover", context)  # fmt: skip
     chosen = [arch for arch in _ARCHES if arch in (arches or _ARCHES)]
-    with _ended_like_an_interrupt(), progress_line() as progress:
+    with ended_like_an_interrupt(), progress_line() as progress:
         report = demos.isolation(chosen, transport, policies, progress or (lambda event: None))
     runs = report.pop("runs")
     command = " ".join(("vmbus-emu demo isolation", *(f"--arch {arch}" for arch in arches),
                         *(["--transport ring"] if transport == "ring" else []),
                         *(f"--policy {text}" for text in policies)))  # fmt: skip
-    if html_file is not None:
-        from vmbus_emu.client.timeline import pages
-
-        html_file.write(pages(runs))
-    if json_file is not None:
-        json.dump(report, json_file, indent=1)
-        json_file.write("\n")
-    if markdown_file is not None:
-        markdown_file.write(markdown(report, command))
-    to_stderr = any(file is not None and file.name == "<stdout>" for file in (json_file, html_file, markdown_file))
+    unwritten = [
+        attempt(html_file, lambda: _drawn(runs)),
+        attempt(json_file, lambda: json.dumps(report, indent=1) + "\n"),
+        attempt(markdown_file, lambda: markdown(report, command)),
+    ]
+    to_stderr = to_stdout(json_file, html_file, markdown_file)
     for line in lines(report):
         click.echo(line, err=to_stderr)
+    complain(unwritten)
     click.echo(_page(html_file, command), err=True)
     if demos.failed(report):
         context.exit(FAILED)
 
 
-def _page(html_file: IO[str] | None, command: str) -> str:
+def _drawn(runs: list[Mapping[str, Any]]) -> str:
+    from vmbus_emu.client.timeline import pages
+
+    return pages(runs)
+
+
+def _page(html_file: OutFile | None, command: str) -> str:
     if html_file is None:
         return f"Try: {command} --html isolation.html draws what happened when"
     return f"The runs in time: {html_file.name}"
-
-
-@contextmanager
-def _ended_like_an_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does: with everything that it started."""
-    def interrupt(number: int, frame: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before: Mapping[signal.Signals, Any] = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,6 +6,7 @@ bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import click
@@ -39,6 +40,8 @@ def explain(error: Exception) -> tuple[list[str], int] | None:
         return [error_line(error.format_message())], error.exit_code
     if isinstance(error, Failure):
         return [error_line(str(error), error.hint)], FAILED
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return [error_line(f"{error.filename or 'nothing more can be written'}: {error.strerror}", "make room")], FAILED
 
     from vmbus_emu.runfolder import RunFolderError
     from vmbus_emu.topology.data import TopologyErrors

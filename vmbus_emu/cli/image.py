@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +16,8 @@ import click
 from vmbus_emu.cli.errors import Failure
 
 _PIECE = 1 << 20
+#: What copies are called until they are complete.
+_DATABASE, _JOURNAL = "database", "journal"
 
 
 @click.group(short_help="Look into disk images.")
@@ -42,8 +47,13 @@ def extract(source: Path, target: Path, force: bool) -> None:
     from vmbus_emu.protocol.database import SECTOR, NoDatabase, decode
 
     journal = Path(f"{target}-journal")
-    beside = [journal, Path(f"{target}-wal"), Path(f"{target}-shm")]
-    in_the_way = [path for path in (target, *beside) if path.exists()]
+    paths = (target, journal, Path(f"{target}-wal"), Path(f"{target}-shm"))
+    in_the_way = [path for path in paths if os.path.lexists(path)]
+    for path in in_the_way:
+        if path.exists() and path.samefile(source):
+            raise Failure(f"{path} is the image itself, which would be lost", "choose another name")
+        if force and (path.is_symlink() or not path.is_file()):
+            raise Failure(f"{path} is no file of its own", "choose another name")
     if in_the_way and not force:
         raise Failure(f"{in_the_way[0]} exists", "choose another name, or say --force to replace it")
     try:
@@ -53,14 +63,13 @@ def extract(source: Path, target: Path, force: bool) -> None:
                 found = decode(disk.read(SECTOR), os.fstat(disk.fileno()).st_size)
             except NoDatabase as why:
                 raise Failure(f"{source}: {why}", "name the image of a disk that sqlitebench wrote") from None
-            for path in beside:  # with another database's journal SQLite would destroy this one
-                with suppress(FileNotFoundError):
-                    path.unlink()
-            if found.journal_length:
-                _copy(disk, found.journal_start, found.journal_length, journal)
-            _copy(disk, found.database_start, found.database_length, target)
+            with _folders_beside(target) as (new, old):
+                _copy(disk, found.database_start, found.database_length, new / _DATABASE)
+                if found.journal_length:
+                    _copy(disk, found.journal_start, found.journal_length, new / _JOURNAL)
+                _put(new, old, paths)
     except OSError as error:
-        raise Failure(f"{error.filename or source}: {error.strerror}", "choose another file") from None
+        raise Failure(f"{source} cannot be copied to {target}: {error.strerror}", "choose another file") from None
     click.echo(f"{target}: {found.database_length} bytes")
     if found.journal_length:
         click.echo(
@@ -76,8 +85,49 @@ def _claim(disk: BinaryIO, source: Path) -> None:
     except BlockingIOError:
         raise Failure(
             f"{source} is in use by a running machine, which may be writing to it", "take that down first: "
-            "vmbus-emu down"
+            "vmbus-emu ls shows which there are, vmbus-emu down --name NAME ends one"
         ) from None
+
+
+@contextmanager
+def _folders_beside(target: Path) -> Iterator[tuple[Path, Path]]:
+    """Two, for what is new and for what is old, which are gone afterwards; but not what is in the second one."""
+    folder = Path(tempfile.mkdtemp(prefix=".vmbus-emu-", dir=target.parent))
+    new, old = folder / "new", folder / "old"
+    new.mkdir()
+    old.mkdir()
+    try:
+        yield new, old
+    finally:
+        shutil.rmtree(new)
+        with suppress(OSError):
+            old.rmdir()
+            folder.rmdir()
+
+
+def _put(new: Path, old: Path, paths: Sequence[Path]) -> None:
+    """Replace the database and its journals, ``paths``, by the copies in ``new``, or leave them as they are. At no time
+    a database stands beside another one's journal: SQLite would destroy it."""
+    target, journal = paths[:2]
+    away: list[Path] = []
+    placed: list[Path] = []
+    try:
+        for path in paths:
+            if path.exists():
+                path.rename(old / path.name)
+                away.append(path)
+        for copy, path in ((new / _JOURNAL, journal), (new / _DATABASE, target)):
+            if copy.exists():
+                copy.rename(path)
+                placed.append(path)
+    except BaseException:
+        for path in reversed(placed):
+            path.unlink()
+        for path in reversed(away):
+            (old / path.name).rename(path)
+        raise
+    for path in away:
+        (old / path.name).unlink()
 
 
 def _copy(disk: BinaryIO, start: int, length: int, target: Path) -> None:

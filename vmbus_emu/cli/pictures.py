@@ -9,22 +9,19 @@ import importlib.util
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from vmbus_emu.cli.errors import Failure
+from vmbus_emu.cli.outfile import OutFile, OutFileType, attempt
 
 F = TypeVar("F", bound=Callable[..., Any])
 _DRAWS = "matplotlib"
 
 
-class _Image(click.File):
-    """A file for an image. The extra is looked for before the file is made, and not loaded: it would take memory and
-    time from a run."""
-
-    def __init__(self) -> None:
-        super().__init__("wb", lazy=False)
+class _Image(OutFileType):
+    """A file for an image. The extra is looked for, and not loaded: it would take memory and time from a run."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not installed(_DRAWS):
@@ -43,27 +40,33 @@ def installed(module: str) -> bool:
 
 def picture_options(function: F) -> F:
     """``--html`` and ``--png``, as ``html_file`` and ``png_file``."""
-    html = click.option("--html", "html_file", metavar="FILE", type=click.File("w", lazy=False),
+    html = click.option("--html", "html_file", metavar="FILE", type=OutFileType(),
                         help="Draw it as a page.")  # fmt: skip
     png = click.option("--png", "png_file", metavar="FILE", type=_Image(),
                        help="Draw it as an image, with distributions; needs the extra [report].")
     return html(png(function))
 
 
-def draw(run: Mapping[str, Any], html_file: IO[str] | None, png_file: IO[bytes] | None) -> None:
-    """Draw what was asked for, without the histories that were destroyed: the findings tell of these."""
+def draw(run: Mapping[str, Any], html_file: OutFile | None, png_file: OutFile | None) -> list[Failure | None]:
+    """Draw what was asked for, without the histories that were destroyed: the findings tell of these. What could not
+    be written is for :func:`vmbus_emu.cli.outfile.complain`."""
     if html_file is not None or png_file is not None:
         run = {**run, "histories": {vm: _readable(kinds) for vm, kinds in run["histories"].items()}}
-    if html_file is not None:
-        from vmbus_emu.client.timeline import page
+    return [attempt(html_file, lambda: _page(run)), attempt(png_file, lambda: _image(run))]
 
-        html_file.write(page(run))
-    if png_file is not None:
-        # When it is first used it says that it looks for fonts, or that it finds no place to remember them.
-        logging.getLogger(_DRAWS).setLevel(logging.ERROR)
-        from vmbus_emu.client.plot import png
 
-        png_file.write(png(run))
+def _page(run: Mapping[str, Any]) -> str:
+    from vmbus_emu.client.timeline import page
+
+    return page(run)
+
+
+def _image(run: Mapping[str, Any]) -> bytes:
+    # When it is first used it says that it looks for fonts, or that it finds no place to remember them.
+    logging.getLogger(_DRAWS).setLevel(logging.ERROR)
+    from vmbus_emu.client.plot import png
+
+    return png(run)
 
 
 def _readable(kinds: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,8 +78,3 @@ def _readable(kinds: Mapping[str, Any]) -> dict[str, Any]:
             history.load(data)
             readable[kind] = data
     return readable
-
-
-def to_stdout(*files: IO[Any] | None) -> bool:
-    """Whether one of the files is standard output, so that nothing else may go there."""
-    return any(file is not None and getattr(file, "name", "<stdout>") == "<stdout>" for file in files)

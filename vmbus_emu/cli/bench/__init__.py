@@ -41,7 +41,7 @@ def bench(context: click.Context, asked: Asked) -> None:
     from bench.machines import STANDARD
 
     apart = [JOBS[name] for name in ("null", "read-4k")]
-    measure(STANDARD, list(JOBS.values()), tuple(BASELINES), asked, apart)
+    measure(STANDARD, list(JOBS.values()), asked, tuple(BASELINES), apart)
 
 
 for _verb in (latency, throughput, network, scale, boot, baseline, macro, compare, report, list_):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vmbus_emu.cli.bench.choice import configurations_of, depths, jobs_of, placed, sizes
+from vmbus_emu.cli.bench.choice import depths, jobs_of, placed, sizes
 from vmbus_emu.cli.bench.options import Asked, measure, measuring
+
+if TYPE_CHECKING:
+    from bench.machines import Configuration
 
 
 @click.command(short_help="Chosen jobs, sizes and depths on chosen configurations.")
@@ -21,13 +25,14 @@ from vmbus_emu.cli.bench.options import Asked, measure, measuring
 @click.option("--rate", default=0.0, metavar="N", type=click.FloatRange(0, 1e6),
               help="Open loop: so many requests per second, timed from when each was due.")
 @click.option("--seconds", default=None, metavar="N", type=click.FloatRange(0, 600, min_open=True),
-              help="Of measuring, per job and machine.  [default: 0.3]")
+              help="Of measuring, per job and machine.  [default: 0.25]")
 @measuring
 def latency(
-    archs: tuple[str, ...], transports: tuple[str, ...], poll: str, names: tuple[str, ...], file: Path | None,
-    wanted_sizes: tuple[int, ...], wanted_depths: tuple[int, ...], rate: float, seconds: float | None, asked: Asked,
+    configurations: list[Configuration], names: tuple[str, ...], file: Path | None, wanted_sizes: tuple[int, ...],
+    wanted_depths: tuple[int, ...], rate: float, seconds: float | None, asked: Asked,
 ) -> None:
-    """Measure chosen jobs on chosen configurations, as bench does with the standard ones.
+    """Measure chosen jobs on chosen configurations, as bench does with the standard ones, and the baselines that bound
+    them.
 
     \b
     Example:
@@ -42,7 +47,7 @@ def latency(
         jobs = jobs_of(names or ("read-4k",), file, wanted_sizes, wanted_depths, rate, seconds)
     except BadJob as error:
         raise click.UsageError(str(error)) from None
-    measure(configurations_of(archs, transports, poll), jobs, (), asked)
+    measure(configurations, jobs, asked)
 
 
 @click.command(short_help="Round trips of other mechanisms, on this machine.")
@@ -51,4 +56,4 @@ def baseline(asked: Asked) -> None:
     """Measure the baselines alone: a call, pipes, sockets, ZeroMQ, shared memory."""
     from bench.baselines import BASELINES
 
-    measure((), [], tuple(BASELINES), asked)
+    measure((), [], asked, tuple(BASELINES))

@@ -22,4 +22,4 @@ def macro(asked: Asked) -> None:
     from bench.jobs import MACRO
     from bench.machines import STANDARD
 
-    measure(STANDARD, list(MACRO.values()), (), asked)
+    measure(STANDARD, list(MACRO.values()), asked)

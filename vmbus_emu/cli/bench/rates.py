@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmbus_emu.cli.bench.choice import configurations_of, depths, placed
+from vmbus_emu.cli.bench.choice import depths, placed
 from vmbus_emu.cli.bench.options import Asked, measure, measuring
 
 if TYPE_CHECKING:
     from bench.jobs import Job
+    from bench.machines import Configuration
 
 _ROUNDS = 5
 _JOBS = ("null", "read-4k", "read-1m")
@@ -27,8 +28,7 @@ _MOST_UNDER_WAY = 8 << 20
               help="Of measuring, per job, depth and machine.")
 @measuring
 def throughput(
-    archs: tuple[str, ...], transports: tuple[str, ...], poll: str, wanted: tuple[int, ...], seconds: float,
-    asked: Asked,
+    configurations: list[Configuration], wanted: tuple[int, ...], seconds: float, asked: Asked
 ) -> None:
     """Measure how many null requests, reads of 4 KiB and reads of 1 MiB a second a VM gets done with more and more of
     them under way. Five rounds; takes about four minutes.
@@ -45,9 +45,7 @@ def throughput(
         jobs = throughput_jobs(wanted, seconds)
     except BadJob as error:
         raise click.UsageError(str(error)) from None
-    if not jobs:
-        raise click.UsageError("no depth to measure: --qd 1,32, for example")
-    measure(configurations_of(archs, transports, poll), jobs, (), asked, rounds=_ROUNDS, lines=throughput_lines)
+    measure(configurations, jobs, asked, rounds=_ROUNDS, lines=throughput_lines)
 
 
 def throughput_jobs(wanted: tuple[int, ...], seconds: float) -> list[Job]:
@@ -55,8 +53,7 @@ def throughput_jobs(wanted: tuple[int, ...], seconds: float) -> list[Job]:
     from bench.jobs import STANDARD, varied
 
     jobs = [replace(STANDARD[name], seconds=seconds) for name in _JOBS]
-    every = varied(jobs, (), wanted, 0) if wanted else []
-    return [job for job in every if job.depth == 1 or job.depth * job.size <= _MOST_UNDER_WAY]
+    return [job for job in varied(jobs, (), wanted, 0) if job.depth == 1 or job.depth * job.size <= _MOST_UNDER_WAY]
 
 
 @click.command(short_help="Echoes and bulk transfer between two VMs.")
@@ -64,9 +61,7 @@ def throughput_jobs(wanted: tuple[int, ...], seconds: float) -> list[Job]:
 @click.option("--seconds", default=0.3, show_default=True, metavar="N", type=click.FloatRange(0, 600, min_open=True),
               help="Of measuring, per job and machine.")
 @measuring
-def network(
-    archs: tuple[str, ...], transports: tuple[str, ...], poll: str, seconds: float, asked: Asked
-) -> None:
+def network(configurations: list[Configuration], seconds: float, asked: Asked) -> None:
     """Measure the network between two VMs: echoes of 56 and of 1,400 bytes, and as many bytes as a window of two
     64 KiB units allows, in datagrams, counted and compared by the VM that receives them. Takes about a minute.
 
@@ -81,4 +76,4 @@ def network(
         jobs = [checked(replace(job, seconds=seconds)) for job in NETWORK.values()]
     except BadJob as error:
         raise click.UsageError(str(error)) from None
-    measure(configurations_of(archs, transports, poll), jobs, (), asked)
+    measure(configurations, jobs, asked)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
 from vmbus_emu.cli.errors import PROGRAM, Failure
-from vmbus_emu.cli.pictures import to_stdout
+from vmbus_emu.cli.outfile import OutFile, OutFileType, attempt, complain, to_stdout
 from vmbus_emu.cli.table import printable
 
 
 @click.command(short_help="A kept run as a page.")
 @click.argument("file", metavar="RUN", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--html", "html_file", metavar="FILE", required=True, type=click.File("w", encoding="utf-8"),
+@click.option("--html", "html_file", metavar="FILE", required=True, type=OutFileType(),
               help="The page; - is standard output.")
-def report(file: Path, html_file: IO[str]) -> None:
+def report(file: Path, html_file: OutFile) -> None:
     """Draw a run that bench --json kept, as one page that needs nothing else. Its plots need the extra [report].
 
     \b
@@ -29,20 +29,30 @@ def report(file: Path, html_file: IO[str]) -> None:
     from bench.report.stored import Run
     from bench.results import BadResults, load
 
+    if html_file.is_same(file):
+        raise click.UsageError(f"{file} is the run itself: name another file for its page")
     try:
         run = load(file)
     except BadResults as error:
         raise Failure(str(error), "vmbus-emu bench --json FILE makes one") from None
-    write_page(run, html_file)
+    unwritten = attempt(html_file, lambda: drawn(run))
+    tell_what_is_missing()
     click.echo(printable(summary(Run(run))), err=to_stdout(html_file))
+    complain([unwritten])
 
 
-def write_page(run: Mapping[str, Any], file: IO[str]) -> None:
-    """The page of ``run``. Without plots, one line on standard error says what to install."""
-    from bench.report.page import HINT, MISSING, can_draw, page
+def drawn(run: Mapping[str, Any]) -> str:
+    """The page of ``run``."""
+    from bench.report.page import page
 
     # When it is first used it says that it looks for fonts, or that it finds no place to remember them.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    file.write(page(run))
+    return page(run)
+
+
+def tell_what_is_missing() -> None:
+    """One line on standard error if pages have no plots, and what to install."""
+    from bench.report.page import HINT, MISSING, can_draw
+
     if not can_draw():
         click.echo(f"{PROGRAM}: the report has no plots: {MISSING}; {HINT}", err=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmbus_emu.cli.bench.choice import configurations_of, placed
-from vmbus_emu.cli.bench.options import PINS, Asked, carry_out, measuring
+from bench.pins import NONE
+from vmbus_emu.cli.bench.choice import placed
+from vmbus_emu.cli.bench.options import Asked, carry_out, measuring
+
+if TYPE_CHECKING:
+    from bench.machines import Configuration
 
 
 def _counts(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -28,7 +32,7 @@ def _check(asked: Asked, verb: str) -> None:
     """Whole machines use all processors, and no request of theirs is taken apart."""
     if asked.trace_file is not None:
         raise click.UsageError(f"bench {verb} takes no requests apart: --trace goes with bench and bench latency")
-    if asked.pin not in (PINS[0], "none"):
+    if asked.pin_given and asked.pin != NONE:
         raise click.UsageError(f"bench {verb} pins nobody, its machines use all processors: leave --pin out")
 
 
@@ -41,8 +45,7 @@ def _check(asked: Asked, verb: str) -> None:
               help="Seconds in which nobody does anything.")
 @measuring
 def scale(
-    archs: tuple[str, ...], transports: tuple[str, ...], poll: str, counts: tuple[int, ...], seconds: float,
-    idle: float, asked: Asked,
+    configurations: list[Configuration], counts: tuple[int, ...], seconds: float, idle: float, asked: Asked
 ) -> None:
     """Measure machines of 1 to 64 VMs, further by --vms: boot, memory of each VM, processor time of the idle machine,
     and what all VMs get done, reading 4 KiB of their RAM disks, four at a time, all in the same window: in all, the
@@ -57,7 +60,6 @@ def scale(
     from bench.scale import Lengths
 
     _check(asked, "scale")
-    configurations = configurations_of(archs, transports, poll)
     carry_out(
         lambda told, command: measuring_scale.run(
             configurations, counts, asked.rounds or measuring_scale.ROUNDS, asked.seed, told, command,
@@ -71,7 +73,7 @@ def scale(
 @placed("all")
 @_vms_option("1,4,16,64")
 @measuring
-def boot(archs: tuple[str, ...], transports: tuple[str, ...], poll: str, counts: tuple[int, ...], asked: Asked) -> None:
+def boot(configurations: list[Configuration], counts: tuple[int, ...], asked: Asked) -> None:
     """Time the user's commands, minus the start of a Python with the same libraries: up, until all channels are open;
     the first I/O after it; down. Five rounds; takes about three minutes.
 
@@ -83,7 +85,6 @@ def boot(archs: tuple[str, ...], transports: tuple[str, ...], poll: str, counts:
     from bench import boot as measuring_boot
 
     _check(asked, "boot")
-    configurations = configurations_of(archs, transports, poll)
     carry_out(
         lambda told, command: measuring_boot.run(
             configurations, counts, asked.rounds or measuring_boot.ROUNDS, asked.seed, told, command

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vmbus_emu.cli.errors import Failure
+from vmbus_emu.cli.outfile import OutFile, attempt
 
 if TYPE_CHECKING:
     from bench.jobs import Job
     from bench.machines import Configuration
+    from bench.measurement import Told
 
 
 def take_apart(
-    run: dict[str, Any], configurations: Sequence[Configuration], jobs: Sequence[Job], pin: str, file: IO[str],
-    told: Callable[[int, int, str], Any],
-) -> None:
-    """Trace ``jobs``, write ``file``, and put ``waterfalls`` into ``run``; ``untraced`` says what was left out."""
+    run: dict[str, Any], configurations: Sequence[Configuration], jobs: Sequence[Job], pin: str, file: OutFile | None,
+    told: Told,
+) -> Failure | None:
+    """Trace ``jobs``, write ``file`` (or say why it could not be), and put ``waterfalls`` into ``run``; ``untraced``
+    says what was left out."""
     from bench import chrometrace, runner, tracing
 
     found = tracing.trace(configurations, jobs, runner.placed(pin)[0], told)
     run["waterfalls"] = found.waterfalls
     run["untraced"] = found.untraced
-    write(file, chrometrace.document(found.examples))
+    return attempt(file, lambda: json.dumps(chrometrace.document(found.examples), separators=(",", ":")) + "\n")
 
 
-def write(file: IO[str], document: Mapping[str, Any]) -> None:
-    json.dump(document, file, separators=(",", ":"))
-    file.write("\n")
-
-
-def lines(run: Mapping[str, Any], file: IO[str]) -> Iterator[str]:
+def lines(run: Mapping[str, Any], file: OutFile | None) -> Iterator[str]:
     """What to print of it, also of a run of which nothing was traced."""
     from bench.waterfall import waterfall_lines
 
@@ -40,5 +40,5 @@ def lines(run: Mapping[str, Any], file: IO[str]) -> Iterator[str]:
     yield ""
     for left_out in run["untraced"]:
         yield f"{left_out}."
-    if run["waterfalls"] and file.name != "<stdout>":
+    if run["waterfalls"] and file is not None and not file.to_stdout:
         yield f"{file.name} opens in Perfetto (https://ui.perfetto.dev) and in chrome://tracing."
