@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from vmbus_emu import __version__
+from vmbus_emu.cli.audit import audit
 from vmbus_emu.cli.bench import bench
 from vmbus_emu.cli.chaos import chaos
 from vmbus_emu.cli.check import check
@@ -37,8 +38,8 @@ from vmbus_emu.cli.watch import watch
 
 #: In the order of ``--help``: the order in which one meets them.
 VERBS: tuple[click.Command, ...] = (
-    up, ps, exec_, shell, pingall, kill, fault, start, drain, watch, chaos, check, demo, bench, logs, ls, plan, down,
-    completion,
+    up, ps, exec_, shell, pingall, kill, fault, start, drain, watch, chaos, check, demo, audit, bench, logs, ls, plan,
+    down, completion,
 )  # fmt: skip
 
 

@@ -144,6 +144,12 @@ class Machine:
             "state": info["state"], "partitions": rows,
         }
 
+    def audit(self) -> dict[str, Any]:
+        """What each process has loaded, maps, shares, may do and reaches (:mod:`vmbus_emu.client.audit`)."""
+        from vmbus_emu.client.audit import audit
+
+        return audit(self._connected())
+
     # -- running things in VMs ------------------------------------------------------------------------
 
     def vm(self, name: str) -> Vm:

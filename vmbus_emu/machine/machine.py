@@ -38,6 +38,8 @@ from vmbus_emu.topology.data import Topology
 
 #: Before the front door, or a zygote that never was ready, is started anew: it must not keep the machine busy forking.
 RESTART_DELAY_S = 0.05
+#: How long a process may take to tell which code it has loaded: some have to load what tells it.
+AUDIT_DEADLINE_S = 2.0
 #: Messages refused that are written to the log; the rest are only counted.
 LOGGED_REFUSALS = 20
 
@@ -167,6 +169,8 @@ class Machine:
                 self._not_started(message["component"], message["why"])
             case "stats":
                 self._figures.arrived(process.name, message["id"], intake.figures(message["stats"], carried))
+            case "loaded":
+                self._figures.arrived(process.name, message["id"], {process.name: intake.files(message["files"])})
             case "request":
                 self._conversations.arrived(message["client"], message["pid"], message["request"])
             case "client_gone":
@@ -339,6 +343,8 @@ class Machine:
                 self._reply(client, {"id": number, "info": self.info()})
             case "ps":
                 Task(self.loop, self._ps(client, number))
+            case "audit":
+                Task(self.loop, self._audit(client, number))
             case "watch":
                 self._events.watch(client, number, request.get("past", False))
             case "kill" | "fault" | "start" | "drain":
@@ -390,6 +396,14 @@ class Machine:
         counters = {"front_restarts": self._front_restarts, "refused": self._refused}
         rows = await self._listing.rows(counters)
         self._reply(client, {"id": number, "info": self.info(), "rows": rows})
+
+    async def _audit(self, client: bytes, number: int) -> None:
+        from vmbus_emu.machine.audit import processes  # what nobody asks for is not in every process that is forked
+
+        running = dict(self.supervisor.running)
+        answers = await self._figures.collect(running, "loaded", AUDIT_DEADLINE_S)
+        rows = processes(running, {name: self._carried(name) for name in running}, answers)
+        self._reply(client, {"id": number, "info": self.info(), **rows})
 
     # -- power off ----------------------------------------------------------------------------------
 
