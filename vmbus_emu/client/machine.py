@@ -180,6 +180,23 @@ class Machine:
         vms = list(self.info()["vms"])
         return Pingall(self._connected(), vms, count).run(timeout)
 
+    # -- roles ----------------------------------------------------------------------------------------
+
+    def roles(self) -> list[dict[str, Any]]:
+        """The roles beside the hypervisor: ``name``, ``state``, ``pid``, ``listens``, ``cpu_limit``, ``in_force`` …"""
+        return list(self._connected().ask("role")["roles"])
+
+    def add_role(self, name: str, cpu_limit: float | None = None, port: int = 0) -> dict[str, Any]:
+        """Start a role in the parent partition; returns when it serves. ``cpu_limit``: cores. Raises
+        :class:`MachineError`."""
+        door = self._connected()
+        reply = door.ask("role", START_S, action="add", role=name, cpu_limit=cpu_limit or 0, port=port)
+        return dict(reply["roles"][0])
+
+    def remove_role(self, name: str) -> None:
+        """End a role; returns when its process is gone. Raises :class:`MachineError`."""
+        self._connected().ask("role", action="remove", role=name)
+
     # -- deaths ---------------------------------------------------------------------------------------
 
     def watch(self, past: bool = False) -> EventStream:

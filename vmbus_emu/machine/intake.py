@@ -28,6 +28,10 @@ OWN: Mapping[str, Mapping[str, Fields]] = {
         "client_gone": {"client": _BYTES},
         "loaded": _LOADED,
     },
+    "role": {
+        "ready": {"component": _STR}, "not_started": {"component": _STR, "why": _STR}, "beat": {"id": _INT},
+        "stats": {"id": _INT, "stats": (dict,)}, "loaded": _LOADED,
+    },
     "zygote": {
         "ready": {"component": _STR}, "born": {"name": _STR, "incarnation": _INT, "pid": _INT}, "loaded": _LOADED,
     },
@@ -77,6 +81,7 @@ REQUESTS: Mapping[str, Fields] = {
     "kill": {"component": _STR, "fault": _STR, "at": _STR, "clear": _BOOL},
     "fault": {"component": _STR, "faults": (list,), "seconds": (int, float), "seed": _INT, "clear": _BOOL},
     "start": {"vm": _STR},
+    "role": {"action": _STR, "role": _STR, "cpu_limit": (int, float), "port": _INT},
     "drain": {"grace_s": (int, float)},
     "exec": {"vm": _STR, "argv": (list,)},
     "stdin": {"session": _INT, "data": _BYTES, "end": _BOOL},
