@@ -18,10 +18,11 @@ Run = Mapping[str, Any]
 _KEY = ("job", "arch", "transport", "poll", "size", "depth", "rate", "vms")
 
 
-def compare(before: Run, after: Run) -> list[dict[str, Any]]:
-    """One row per job, configuration and metric that both runs have: ``after / before``."""
+def compare(before: Run, after: Run, paired: bool = False) -> list[dict[str, Any]]:
+    """One row per job, configuration and metric that both runs have: ``after / before``. ``paired``: both were made in
+    the same rounds (:mod:`bench.ab`)."""
     known = {tuple(row.get(name) for name in _KEY): row for row in before["results"] if "sets" in row}
-    pace = _pace(before, after)
+    pace = 1.0 if paired else _pace(before, after)
     rows = []
     for row in after["results"]:
         old = known.get(tuple(row.get(name) for name in _KEY))
@@ -33,7 +34,8 @@ def compare(before: Run, after: Run) -> list[dict[str, Any]]:
                 continue
             # A slower host makes times longer and rates lower.
             scale = pace if metric == "ops_per_s" else 1 / pace
-            ratio = Ratio([value * scale for value in ours], theirs, paired=False)
+            alike = paired and len(ours) == len(theirs)
+            ratio = Ratio([value * scale for value in ours], theirs, paired=alike)
             rows.append({
                 **{name: row.get(name) for name in _KEY}, "metric": metric,
                 "before": statistics.median(theirs), "after": statistics.median(ours), "value": ratio.value,
@@ -41,6 +43,25 @@ def compare(before: Run, after: Run) -> list[dict[str, Any]]:
                 "significant": ratio.significant,
             })  # fmt: skip
     return rows
+
+
+def doubts(before: Run, after: Run) -> list[str]:
+    """What the two runs do not have in common, so that a difference may be none of the program's."""
+    told = []
+    for name, what in (
+        ("cpu", "processor"), ("cores", "number of cores"), ("python", "Python"), ("gil", "GIL"), ("kernel", "kernel"),
+        ("pinning", "pinning"),
+    ):  # fmt: skip
+        ours, theirs = after["environment"].get(name), before["environment"].get(name)
+        if ours != theirs:
+            told.append(f"the runs differ in {what}: {_words(theirs)} before, {_words(ours)} after")
+    return told
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(value.get("asked"))
+    return "unknown" if value is None else str(value)
 
 
 def _pace(before: Run, after: Run) -> float:

@@ -69,7 +69,20 @@ STANDARD: Mapping[str, Job] = {
         Job("write-flush-4k", "commit", 4096),
         Job("ping", "ping", 56),
         Job("read-1m", "read", 1 << 20, touch=True),
+        Job("sqlite-commit", "sqlite"),
     )
+}
+
+#: Whole workloads: what ``bench macro`` runs.
+MACRO: Mapping[str, Job] = {
+    job.name: job
+    for job in (STANDARD["sqlite-commit"], Job("kv-put", "kvlog"), Job("file-server", "files", depth=4))
+}
+
+#: Between two VMs, beside the standard echo: what ``bench network`` runs. A frame takes at most 1,500 bytes, and no
+#: stack here makes fragments; more than two units of 64 KiB are more frames than a receiver has room for.
+NETWORK: Mapping[str, Job] = {
+    job.name: job for job in (STANDARD["ping"], Job("ping-1400", "ping", 1400), Job("bulk", "bulk", 65536, depth=2))
 }
 
 

@@ -18,7 +18,7 @@ from bench.statistics import Ratio, median_interval, percentile
 SCHEMA = 1
 #: Figures over which sample sets are compared.
 METRICS = ("p50_us", "cpu_us_per_op", "ops_per_s")
-#: Points of the stored distribution: the quantile of every half percent, as far as the samples carry it.
+#: Points of the stored distribution: the quantile of every half percent. Who draws it ends where the samples do.
 _POINTS = 200
 
 #: Which baseline bounds the messages of a configuration from below.
@@ -26,6 +26,9 @@ BOUNDS: Mapping[tuple[str, str | None], str] = {
     ("call", None): "call", ("zmq", None): "pyzmq-msgpack", ("ring", "never"): "eventfd",
     ("ring", "adaptive"): "shm-spin", ("ring", "always"): "shm-spin",
 }  # fmt: skip
+
+#: Counters of what passes from one process to another.
+_CROSSINGS = ("packets", "messages", "hypercalls", "intercepts")
 
 Result = dict[str, Any]
 
@@ -66,6 +69,12 @@ def result(job: Job, of: Configuration, sets: Sequence[Measured | str], vms: int
         name: statistics.median(one.counters[name] for one in good) for name in good[0].counters
         if any(one.counters[name] for one in good)
     }  # fmt: skip
+    if good[0].received:
+        row["received"] = {name: statistics.median(one.received[name] for one in good) for name in good[0].received}
+    # Each takes what is asked or answered from one address space into another.
+    row["crossings_per_op"] = sum(row["per_op"].get(name, 0.0) for name in _CROSSINGS)
+    memory = [one.memory_bytes for one in good if one.memory_bytes is not None]
+    row["memory_bytes"] = statistics.median(memory) if memory else None
     return row
 
 

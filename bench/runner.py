@@ -7,40 +7,37 @@ What is compared is interleaved, so the host's moods are everybody's. Nothing is
 from __future__ import annotations
 
 import json
-import random
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import environment, results
+from bench import environment, pins, results
 from bench.baselines import BASELINES
 from bench.jobs import Job
 from bench.machines import Configuration, Measured, make_image, sample_set
+from bench.measurement import Measurement, Told, untold
+from bench.pins import Places
 
 #: Sample sets of each configuration: fewer give no interval worth its name.
 ROUNDS = 10
 _BASELINE_S = 0.15
 _BASELINE_LIMIT_S = 30.0
 
-#: How many steps there are, how many are done, and what was done last.
-Told = Callable[[int, int, str], Any]
-
 
 def run(
     configurations: Sequence[Configuration], jobs: Sequence[Job], baselines: Sequence[str], rounds: int = ROUNDS,
-    seed: int | None = None, told: Told = lambda total, done, what: None, command: Sequence[str] = (),
-    pin: str = "none",
+    seed: int | None = None, told: Told = untold, command: Sequence[str] = (), pin: str = pins.NONE,
 ) -> dict[str, Any]:
-    """Measure, and give what :mod:`bench.results` documents. ``command``: what reproduces it."""
-    seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
-    chance = random.Random(seed)
-    described = environment.describe()
-    watch = environment.Watch()
+    """Measure, and give what :mod:`bench.results` documents. ``command``: what reproduces it; ``pin``: one of
+    :data:`bench.pins.WAYS`."""
+    where, unplaced = placed(pin)
+    measurement = Measurement(seed, command, {"asked": pin, **(where._asdict() if where is not None else {})})
+    chance = measurement.chance
     total = rounds * (len(configurations) * len(jobs) + len(baselines))
     done = 0
     sets: dict[tuple[Configuration, Job], list[Measured | str]] = {(c, j): [] for c in configurations for j in jobs}
@@ -57,33 +54,49 @@ def run(
             contenders: list[Configuration | str] = [*configurations, *baselines]
             for one in chance.sample(contenders, len(contenders)):
                 if isinstance(one, str):
-                    latencies = measured_baseline(one)
+                    latencies = measured_baseline(one, where)
                     if latencies is not None:
                         based[one].append(latencies)
                     step(one)
                     continue
                 found = sample_set(
                     one, jobs, Path(folder), chance,
-                    lambda job, one=one: step(f"{one.name}: {job.name}"),   # type: ignore[misc]
+                    lambda job, one=one: step(f"{one.name}: {job.name}"), where,    # type: ignore[misc]
                 )  # fmt: skip
                 for job, what in found.items():
                     sets[one, job].append(what)
                     if isinstance(what, Measured):
-                        watch.ours(what.cpu_us * len(what.latencies_ns) / 1e6)
-    watched = watch.end()
+                        measurement.watch.ours(what.cpu_us * len(what.latencies_ns) / 1e6)
     rows = [results.result(job, one, sets[one, job]) for job in jobs for one in configurations]
     bases = [results.baseline(name, based[name]) for name in baselines]
     medians = {
         f"{row['job']} on {Configuration(row['arch'], row['transport'], row['poll']).name}": row["sets"]["p50_us"]
         for row in rows if "sets" in row
     }  # fmt: skip
-    reasons = environment.doubts(watched, medians, (), ())
-    return {
-        "schema": results.SCHEMA, "environment": described | {"watched": watched}, "stable": not reasons,
-        "reasons": reasons, "seed": seed, "command": list(command),
-        "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "results": rows, "baselines": bases, "ratios": results.ratios(rows, bases),
-    }  # fmt: skip
+    return measurement.document(medians, loads_of(sets), unplaced, rows, bases)
+
+
+def placed(pin: str) -> tuple[Places | None, list[str]]:
+    """Where processes go, and why not as was asked for."""
+    try:
+        return pins.places(pin, pins.processors()), []
+    except pins.Unpinnable as why:
+        return None, [str(why)]
+
+
+def loads_of(sets: dict[tuple[Configuration, Job], list[Measured | str]]) -> environment.Loads:
+    """Stalls and lateness are told by their median over the sets: once is the host's mood, which the medians bear."""
+    late, stalled, misplaced = {}, {}, []
+    for (configuration, job), found in sets.items():
+        good = [one for one in found if isinstance(one, Measured)]
+        if not good:
+            continue
+        name = f"{job.name} on {configuration.name}"
+        stalled[name] = statistics.median(one.stalled for one in good)
+        if good[0].late is not None:
+            late[name] = statistics.median(one.late or 0.0 for one in good)
+        misplaced += [f"{configuration.name}: {who}" for one in good for who in one.misplaced]
+    return environment.Loads(late, stalled, misplaced)
 
 
 def available(names: Sequence[str] = tuple(BASELINES)) -> list[str]:
@@ -93,9 +106,11 @@ def available(names: Sequence[str] = tuple(BASELINES)) -> list[str]:
     return [name for name in names if name != "iceoryx2" or find_spec("iceoryx2") is not None]
 
 
-def measured_baseline(name: str, seconds: float = _BASELINE_S) -> array[int] | None:
+def measured_baseline(name: str, where: Places | None, seconds: float = _BASELINE_S) -> array[int] | None:
     """Latencies in ns, from fresh processes; ``None`` if it does not work here."""
     command = [sys.executable, "-m", "bench.baselines", name, str(seconds)]
+    if where is not None:
+        command += [str(where.guests[0]), str(where.hosts[0])]
     try:
         ended = subprocess.run(command, capture_output=True, timeout=_BASELINE_LIMIT_S, check=True)
     except (subprocess.SubprocessError, OSError):

@@ -17,6 +17,8 @@ import traceback
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import setproctitle
+
 from partitions.boundary import BoundDisk, BoundPort, DeviceLock
 from partitions.child.guest import Guest
 from partitions.long_calls import LongCalls
@@ -62,6 +64,7 @@ class GuestThread:
         self._monolith.from_guest({"t": "log", "component": self.name, "text": text})
 
     def _run(self) -> None:
+        setproctitle.setthreadtitle(self.name)  # top -H tells the VMs apart, and so does who places threads
         try:
             self.guest.announce_devices()
             self._monolith.from_guest({"t": "ready", "component": self.name})

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 #: What tells which code a process has loaded; itself loaded only by who is asked.
 EVIDENCE = "vmbus_emu.evidence:loaded_files"
+#: In the environment of a machine whose requests are traced (:mod:`vmbus_emu.tracing`).
+TRACE_VARIABLE = "VMBUS_EMU_TRACE"
 #: Looked up once, before any fork: doing it in each new process would cost it 200 KB of its own.
 _prctl = ctypes.CDLL(None).prctl
 
@@ -140,6 +142,8 @@ class Node:
         match message["t"]:
             case "start":
                 self.io_memory = tuple(fds)
+                if TRACE_VARIABLE in os.environ:
+                    load("vmbus_emu.tracing:begin")(self.name, message["config"])
                 component.start(message["config"])
             case "stats":
                 self.lifeline.send({"t": "stats", "id": message["id"], "stats": component.stats()})
