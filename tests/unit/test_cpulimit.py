@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vmbus_emu.machine import cpulimit
-from vmbus_emu.machine.cpulimit import NO_LIMIT, Controller, CpuLimits, controllers, quota_us
+from vmbus_emu.machine.cpulimit import Controller, CpuLimits, controllers, quota_us
 
 V1 = "30 29 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
 V1_OTHER = "31 29 0:27 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n"
@@ -89,9 +89,3 @@ def test_where_no_group_can_be_made_it_runs_at_idle_priority_and_no_limit_is_cla
     assert "cannot be enforced" in in_force.words
     assert (world["policy"], world["nice"]) == ((77, os.SCHED_IDLE), (77, 19))
     assert world["said"] == [f"dns: no limit by {world['own']}: No such file or directory"]
-
-
-def test_without_a_limit_nothing_is_done(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert limits(world, monkeypatch, 1).apply("dns", 77, None) is NO_LIMIT
-    assert list(world["own"].iterdir()) == []
-    assert "policy" not in world

@@ -25,14 +25,11 @@ _NICEST = 19
 
 
 class InForce(NamedTuple):
-    """What keeps a role from the CPU. ``kind``: ``none``, ``cgroup`` (``cores`` are enforced) or ``priority``."""
+    """What keeps a role from the CPU. ``kind``: ``cgroup`` (``cores`` are enforced) or ``priority``."""
 
     kind: str
     cores: float | None
     words: str
-
-
-NO_LIMIT = InForce("none", None, "no limit")
 
 
 class Controller(NamedTuple):
@@ -83,10 +80,8 @@ class CpuLimits:
         self._groups: dict[str, str] = {}
         self._enabled: set[str] = set()
 
-    def apply(self, role: str, pid: int, cores: float | None) -> InForce:
+    def apply(self, role: str, pid: int, cores: float) -> InForce:
         """Limit a new process of a role, before it does anything; what is in force from then on."""
-        if cores is None:
-            return NO_LIMIT
         for controller in controllers(_read("/proc/self/mountinfo"), _read("/proc/self/cgroup")):
             try:
                 self._enter(controller, role, pid, cores)

@@ -2,21 +2,19 @@
 
 Each role is a process, a child of the machine like any other, without a virtual processor. It is none of the parts that
 a machine needs: it starts after them, ends before them, and its death is nobody's business but its own, by the policy
-of role ``role``. The machine tells it the VMs' names, and who it is that reads that.
+of role ``role``. The machine tells it the VMs' names. A little long: to start, die and be removed is one story.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine.beats import Beats
-from vmbus_emu.machine.cpulimit import NO_LIMIT, CpuLimits, InForce
 from vmbus_emu.machine.events import Events
 from vmbus_emu.machine.figures import Figures, process_row
 from vmbus_emu.machine.intake import Refused
@@ -26,6 +24,11 @@ from vmbus_emu.machine.supervisor import Process, Supervisor
 from vmbus_emu.placement import ROLE_ENTRIES
 from vmbus_emu.topology.data import DEFAULT_POLICY, NO_ROLES, RoleSpec, Topology, parse_cpu_limit
 
+if TYPE_CHECKING:
+    from vmbus_emu.machine.cpulimit import CpuLimits
+
+#: What holds a role without a limit back.
+_UNLIMITED: Mapping[str, Any] = {"kind": "none", "cores": None, "words": "no limit"}
 #: The module that a role cannot do without, and the extra that brings it.
 NEEDS: Mapping[str, tuple[str, str]] = {"dns": ("dns", "roles")}
 _MOST_TEXT = 200
@@ -42,7 +45,7 @@ class _Role:
     def __init__(self, spec: RoleSpec) -> None:
         self.spec = spec
         self.process: Process | None = None
-        self.in_force: InForce = NO_LIMIT
+        self.in_force = _UNLIMITED
         self.ready = False
         self.port = 0                               # where the incarnation before listened
         self.listens: list[str] = []
@@ -71,8 +74,8 @@ class Roles:
         self, loop: Loop, topology: Topology, supervisor: Supervisor, events: Events, record: Path,
         say: Callable[[str], Any], is_off: Callable[[], bool],
     ) -> None:
-        """``record``: see :class:`CpuLimits`; ``say`` writes to the machine's log; ``is_off``: whether nothing is to
-        start, because the machine is being powered off, for good or to reboot."""
+        """``record``: see :mod:`vmbus_emu.machine.cpulimit`; ``say`` writes to the machine's log; ``is_off``: whether
+        nothing is to start, because the machine is being powered off, for good or to reboot."""
         self._loop = loop
         self._machine = topology.name
         self._monolith = topology.arch == "monolithic"
@@ -80,7 +83,8 @@ class Roles:
         self._hosts = {vm.name: vm.address for vm in topology.vms}
         self._supervisor = supervisor
         self._events = events
-        self._limits = CpuLimits(record, say)
+        self._record = record
+        self._limits: CpuLimits | None = None
         self._say = say
         self._is_off = is_off
         self._backoff = Backoff()
@@ -127,7 +131,8 @@ class Roles:
         role.restarting = role.ready = False
         role.fault = ""
         process = role.process = self._supervisor.spawn(name, ROLE_ENTRIES[name])
-        role.in_force = self._limits.apply(name, process.pid, role.spec.cpu_limit)
+        if role.spec.cpu_limit is not None:
+            role.in_force = self._limited(name, process, role.spec.cpu_limit)
         if process.incarnation > 1:
             self._events.emit(
                 "starting", component=name, pid=process.pid, incarnation=process.incarnation, spare=False
@@ -135,9 +140,22 @@ class Roles:
         config = {"machine": self._machine, "hosts": self._hosts, "port": role.spec.port, "fallback": role.port}
         process.line.send({"t": "start", "config": config})
 
+    def _limited(self, name: str, process: Process, cores: float) -> Mapping[str, Any]:
+        if self._limits is None:
+            from vmbus_emu.machine.cpulimit import CpuLimits  # a machine is forked: most have no use for it
+
+            self._limits = CpuLimits(self._record, self._say)
+        return self._limits.apply(name, process.pid, cores)._asdict()
+
+    def _release(self, name: str) -> None:
+        if self._limits is not None:
+            self._limits.release(name)
+
     @staticmethod
     def _missing(name: str) -> tuple[str, str] | None:
         """What is not installed that the role needs, and how to install it."""
+        from importlib.machinery import PathFinder
+
         module, extra = NEEDS.get(name, ("", ""))
         if not module or PathFinder.find_spec(module) is not None:
             return None
@@ -189,7 +207,8 @@ class Roles:
 
     def close(self) -> None:
         """Every process has ended for good."""
-        self._limits.close()
+        if self._limits is not None:
+            self._limits.close()
 
     def leaves(self, process: Process) -> bool:
         """Whether it ends because it was told to."""
@@ -241,7 +260,7 @@ class Roles:
                 return
             if self._roles.get(name) is role:
                 del self._roles[name]
-                self._limits.release(name)
+                self._release(name)
             what, _, hint = why.partition("; ")
             answer({"error": f"{name} cannot start: {what}", "hint": hint or f"vmbus-emu logs {name} has more"})
 
@@ -263,7 +282,7 @@ class Roles:
 
     def _gone(self, name: str, role: _Role) -> None:
         self._roles.pop(name)
-        self._limits.release(name)
+        self._release(name)
         role.settle("it was removed")
         for told in role.removed:
             told()
@@ -275,7 +294,7 @@ class Roles:
         return {
             "name": name, "state": role.state, "pid": process.pid if process and process.running else None,
             "incarnation": process.incarnation if process else 0, "policy": self._policy, **asdict(role.spec),
-            "in_force": role.in_force._asdict(), "listens": role.listens if role.ready else [],
+            "in_force": role.in_force, "listens": role.listens if role.ready else [],
             "hint": role.hint if role.ready else "", "fault": role.fault,
         }  # fmt: skip
 
