@@ -19,12 +19,12 @@ from vmbus_emu.topology import parse
 from vmbus_emu.topology.data import ROLES
 
 
-def roles(tmp_path: Path, arch: str = "microkernel", **document: Any) -> Roles:
+def roles(tmp_path: Path, arch: str = "microkernel", off: bool = False, **document: Any) -> Roles:
     supervisor: Any = None                          # of no use for what is refused
     events = Events(lambda client, message: None)
     return Roles(
         Loop(), parse({"arch": arch, **document}), supervisor, events, tmp_path / "cgroups", lambda text: None,
-        lambda: False,
+        lambda: off,
     )  # fmt: skip
 
 
@@ -64,6 +64,10 @@ def test_a_wrong_order_is_refused_with_what_to_try(tmp_path: Path, order: dict[s
 
 def test_the_monolith_takes_none_and_says_why(tmp_path: Path) -> None:
     assert "there is no parent partition" in refusal(roles(tmp_path, "monolithic"), action="add", role="files")
+
+
+def test_none_starts_while_the_machine_has_no_power(tmp_path: Path) -> None:
+    assert "no power now" in refusal(roles(tmp_path, off=True), action="add", role="files")
 
 
 def test_a_machine_without_roles_waits_for_none(tmp_path: Path) -> None:

@@ -29,13 +29,13 @@ from vmbus_emu.machine.listing import Listing
 from vmbus_emu.machine.media import Medium
 from vmbus_emu.machine.orders import Orders
 from vmbus_emu.machine.policy import policy_of
-from vmbus_emu.machine.power import ROOT_PROCESSES, BootFailed, Power
+from vmbus_emu.machine.power import BOOT_DEADLINE_S, ROOT_PROCESSES, BootFailed, Power
 from vmbus_emu.machine.recovery import Recovery, describe
 from vmbus_emu.machine.roles import Roles
 from vmbus_emu.machine.shutdown import Shutdown, phases
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 from vmbus_emu.runfolder import RunFolder
-from vmbus_emu.task import Future, Task
+from vmbus_emu.task import DeadlinePassed, Future, Task, within
 from vmbus_emu.topology.data import Topology
 
 #: Before the front door, or a zygote that never was ready, is started anew: it must not keep the machine busy forking.
@@ -109,7 +109,10 @@ class Machine:
         await self._power.boot(self.progress)
         roles: Future[None] = Future()
         self._roles.begin(lambda why: roles.resolve(None) if why is None else roles.reject(BootFailed(why)))
-        await roles
+        try:
+            await within(self.loop, BOOT_DEADLINE_S, roles)
+        except DeadlinePassed:
+            raise BootFailed(f"the roles do not serve after {BOOT_DEADLINE_S:.0f} s") from None
         self._up()
 
     def _up(self) -> None:

@@ -252,6 +252,8 @@ class Roles:
         missing = self._missing(name)
         if missing:
             raise Refused(*missing)
+        if self._is_off():
+            raise Refused("the machine has no power now: it reboots, or has halted", "vmbus-emu ps shows its state")
         role = self._roles[name] = _Role(RoleSpec(parse_cpu_limit(limit), port))
 
         def settled(why: str | None) -> None:
