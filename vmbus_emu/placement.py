@@ -30,6 +30,7 @@ PLACEMENTS: dict[str, dict[str, str]] = {
         "storvsp": "parent",
         "netvsp": "parent",
         "management": "*",
+        "role": "*",
         "child": "*",
     },
     "disaggregated": {
@@ -38,6 +39,7 @@ PLACEMENTS: dict[str, dict[str, str]] = {
         "storvsp": "*",
         "netvsp": "*",
         "management": "*",
+        "role": "*",
         "child": "*",
     },
 }
@@ -53,6 +55,9 @@ ENTRIES = {
     "child/ring": "partitions.child.ring_links:RingChildProcess",
     "monolith": "partitions.monolith:Monolith",
 }
+
+#: What the processes of the parent partition's roles run; they come and go while the machine runs.
+ROLE_ENTRIES = {"dns": "partitions.roles.dns:DnsRole", "files": "partitions.roles.files:FilesRole"}
 
 #: Roles whose processes come out of a zygote that has loaded their code: VMs, because there are many, and what VMs
 #: wait for when it dies.
@@ -174,9 +179,9 @@ def processes(topology: Topology) -> tuple[ProcessSpec, ...]:
 
 
 def components(topology: Topology) -> Iterator[ComponentSpec]:
-    """Every component of the machine but the machine itself."""
+    """Every component of the machine but the machine itself, and the roles, which are none of its parts."""
     for role in PLACEMENTS[topology.arch]:
-        if role != "child":
+        if role not in ("child", "role"):
             yield ComponentSpec(role, role)
     for vm in topology.vms:
         yield ComponentSpec(vm.name, "child")

@@ -28,6 +28,11 @@ ZYGOTE_MEANING = {
     "netvsp": "forks netvsp's next incarnation",
     "hypervisor": "forks the hypervisor's next incarnation",
 }
+#: What a role of the parent partition is.
+ROLE_MEANING = {
+    "dns": "DNS server for the names of the VMs, on the host's loopback",
+    "files": "logs, crash files and reports over HTTP, on the host's loopback",
+}
 MONOLITH_MEANING = MEANING | {
     "storvsp": "disk drivers alone: guests call them, there is no VSP",
     "netvsp": "virtual switch alone: guests call it, there is no VSP",
@@ -86,6 +91,9 @@ def plan(topology: Topology) -> Plan:
         links.append(PlanLink("machine", process.name, "lifeline", "power, console, descriptors"))
         if not monolith and process.role != "hypervisor":
             links.append(PlanLink(process.name, "hypervisor", "hypercall", "control messages only"))
+    for name in topology.roles:
+        planned.append(PlanProcess(name, "role", (PlanComponent(name, "role", ROLE_MEANING[name]),)))
+        links.append(PlanLink("machine", name, "lifeline", "power, the names of the VMs"))
     for vm in topology.vms:
         links += _data_links(topology, vm, monolith)
     return Plan(tuple(planned), tuple(links))

@@ -150,6 +150,12 @@ class Machine:
             "state": info["state"], "partitions": rows,
         }
 
+    def audit(self) -> dict[str, Any]:
+        """What each process has loaded, maps, shares, may do and reaches (:mod:`vmbus_emu.client.audit`)."""
+        from vmbus_emu.client.audit import audit
+
+        return audit(self._connected())
+
     # -- running things in VMs ------------------------------------------------------------------------
 
     def vm(self, name: str) -> Vm:
@@ -179,6 +185,23 @@ class Machine:
         """
         vms = list(self.info()["vms"])
         return Pingall(self._connected(), vms, count).run(timeout)
+
+    # -- roles ----------------------------------------------------------------------------------------
+
+    def roles(self) -> list[dict[str, Any]]:
+        """The roles beside the hypervisor: ``name``, ``state``, ``pid``, ``listens``, ``cpu_limit``, ``in_force`` …"""
+        return list(self._connected().ask("role")["roles"])
+
+    def add_role(self, name: str, cpu_limit: float | None = None, port: int = 0) -> dict[str, Any]:
+        """Start a role in the parent partition; returns when it serves. ``cpu_limit``: cores. Raises
+        :class:`MachineError`."""
+        door = self._connected()
+        reply = door.ask("role", START_S, action="add", role=name, cpu_limit=cpu_limit or 0, port=port)
+        return dict(reply["roles"][0])
+
+    def remove_role(self, name: str) -> None:
+        """End a role; returns when its process is gone. Raises :class:`MachineError`."""
+        self._connected().ask("role", action="remove", role=name)
 
     # -- deaths ---------------------------------------------------------------------------------------
 

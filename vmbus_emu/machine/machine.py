@@ -10,6 +10,7 @@ Longer than most: every message of a process, every death and every request come
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -28,16 +29,19 @@ from vmbus_emu.machine.listing import Listing
 from vmbus_emu.machine.media import Medium
 from vmbus_emu.machine.orders import Orders
 from vmbus_emu.machine.policy import policy_of
-from vmbus_emu.machine.power import ROOT_PROCESSES, BootFailed, Power
+from vmbus_emu.machine.power import BOOT_DEADLINE_S, ROOT_PROCESSES, BootFailed, Power
 from vmbus_emu.machine.recovery import Recovery, describe
+from vmbus_emu.machine.roles import Roles
 from vmbus_emu.machine.shutdown import Shutdown, phases
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 from vmbus_emu.runfolder import RunFolder
-from vmbus_emu.task import Future, Task
+from vmbus_emu.task import DeadlinePassed, Future, Task, within
 from vmbus_emu.topology.data import Topology
 
 #: Before the front door, or a zygote that never was ready, is started anew: it must not keep the machine busy forking.
 RESTART_DELAY_S = 0.05
+#: How long a process may take to tell which code it has loaded: some have to load what tells it.
+AUDIT_DEADLINE_S = 2.0
 #: Messages refused that are written to the log; the rest are only counted.
 LOGGED_REFUSALS = 20
 
@@ -82,8 +86,12 @@ class Machine:
         self._listing = Listing(
             self.supervisor, self._specs, self._figures, self._recovery, self._beats, self._drain, self._fallen
         )
+        self._roles = Roles(
+            loop, topology, self.supervisor, self._events, folder.groups_file, self.log, lambda: self._power.off
+        )
         self._orders = Orders(
-            loop, topology, self._specs, self.supervisor, self._recovery, self._drain, self._events, self._reply
+            loop, topology, self._specs, self.supervisor, self._recovery, self._drain, self._events, self._reply,
+            self._roles,
         )
 
     @property
@@ -99,6 +107,12 @@ class Machine:
         """Bring everything up. Raises :class:`BootFailed`."""
         self._beats.begin()
         await self._power.boot(self.progress)
+        roles: Future[None] = Future()
+        self._roles.begin(lambda why: roles.resolve(None) if why is None else roles.reject(BootFailed(why)))
+        try:
+            await within(self.loop, BOOT_DEADLINE_S, roles)
+        except DeadlinePassed:
+            raise BootFailed(f"the roles do not serve after {BOOT_DEADLINE_S:.0f} s") from None
         self._up()
 
     def _up(self) -> None:
@@ -121,6 +135,7 @@ class Machine:
                 self._drain.stop(f"the VMs are drained, but the reboot failed: {error}", "it is tried again")
                 return
             self._up()
+            self._roles.begin(lambda why: None if why is None else self.log(why))
 
         Task(self.loop, power.boot(lambda component, done, total: None)).then(booted)
         return power
@@ -136,6 +151,10 @@ class Machine:
             return
         self._beats.heard(process, message)
         match message["t"]:
+            case "ready" if role == "role":
+                self._roles.became_ready(process, message)
+            case "not_started" if role == "role":
+                self._roles.not_started(process, message["why"])
             case "ready":
                 self._became_ready(message["component"])
             case "good":
@@ -167,6 +186,8 @@ class Machine:
                 self._not_started(message["component"], message["why"])
             case "stats":
                 self._figures.arrived(process.name, message["id"], intake.figures(message["stats"], carried))
+            case "loaded":
+                self._figures.arrived(process.name, message["id"], {process.name: intake.files(message["files"])})
             case "request":
                 self._conversations.arrived(message["client"], message["pid"], message["request"])
             case "client_gone":
@@ -179,6 +200,8 @@ class Machine:
         name = name.removesuffix(SPARE)
         if name in self._specs:
             return self._specs[name].role, self._names[name]
+        if name in self._roles:
+            return "role", (name,)
         return ("front" if name == "front" else "zygote"), (name,)
 
     def _refuse(self, process: Process, message: Message) -> None:
@@ -237,13 +260,17 @@ class Machine:
             return
         said = last_words(self.supervisor.log(process.name.removesuffix(SPARE)).tail).reason
         reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {said}" if said else "")
-        if not self._drain.shut_down(process):
-            carried = sorted(self._names.get(process.name, ()))
+        if not self._drain.shut_down(process) and not self._roles.leaves(process):
+            carried = sorted(self._names.get(process.name, (process.name,) if process.name in self._roles else ()))
             self._events.emit("died", **describe(process, carried), reason=said, **self._captured(process, carried))
         if process.name.endswith(SPARE):
             self._recovery.spare_died(process)
         elif process.name in self._specs:
             self._component_process_died(process, reason)
+        elif process.name in self._roles:
+            self._roles.exited(process)
+            if self._recovery.rebooting and self._power.off:
+                self._recovery.process_ended()
         else:
             self._zygote_died(process, reason)
 
@@ -339,11 +366,15 @@ class Machine:
                 self._reply(client, {"id": number, "info": self.info()})
             case "ps":
                 Task(self.loop, self._ps(client, number))
+            case "audit":
+                Task(self.loop, self._audit(client, number))
             case "watch":
                 self._events.watch(client, number, request.get("past", False))
             case "kill" | "fault" | "start" | "drain":
                 self._orders.carry_out(client, number, request)
                 self._settle_state()
+            case "role":
+                self._role(client, number, request)
             case "exec":
                 self._exec(client, number, request["vm"], request.get("argv", []))
             case "stdin" | "credit" | "cancel":
@@ -389,7 +420,23 @@ class Machine:
     async def _ps(self, client: bytes, number: int) -> None:
         counters = {"front_restarts": self._front_restarts, "refused": self._refused}
         rows = await self._listing.rows(counters)
+        rows += await self._roles.rows(self._figures, self._beats, time.monotonic())
         self._reply(client, {"id": number, "info": self.info(), "rows": rows})
+
+    def _role(self, client: bytes, number: int, request: Message) -> None:
+        try:
+            self._roles.order(request, lambda answer: self._reply(client, {"id": number, **answer}))
+        except intake.Refused as refused:
+            error, hint = refused.args
+            self._reply(client, {"id": number, "error": error, "hint": hint})
+
+    async def _audit(self, client: bytes, number: int) -> None:
+        from vmbus_emu.machine.audit import processes  # what nobody asks for is not in every process that is forked
+
+        running = dict(self.supervisor.running)
+        answers = await self._figures.collect(running, "loaded", AUDIT_DEADLINE_S)
+        rows = processes(running, {name: self._carried(name) for name in running}, answers)
+        self._reply(client, {"id": number, "info": self.info(), **rows})
 
     # -- power off ----------------------------------------------------------------------------------
 
@@ -401,10 +448,13 @@ class Machine:
             self._drain.stop("the machine is taken down")
             self._beats.end()
             guests = [self._hosts[vm] for vm in self._vms]
-            self._shutdown = Shutdown(self.loop, self.supervisor, phases(self._specs, guests), report, self._gone)
+            ordered = phases(self._specs, guests)
+            ordered[0] += self._roles
+            self._shutdown = Shutdown(self.loop, self.supervisor, ordered, report, self._gone)
             self._shutdown.begin()
         else:
             self._shutdown.listeners.append(report)
 
     def _gone(self) -> None:
+        self._roles.close()
         self.loop.stop()

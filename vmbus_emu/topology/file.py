@@ -19,6 +19,7 @@ from typing import Any
 from vmbus_emu.topology import data as data
 from vmbus_emu.topology.data import DiskSpec, NicSpec, SwitchSpec, Topology, VmSpec
 from vmbus_emu.topology.disk import DiskReader
+from vmbus_emu.topology.role import read_roles
 from vmbus_emu.topology.table import Table, describe, suggest
 
 TOP_KEYS = ("name", "arch", "transport", "poll", "hang_after", "policy", "hardware", "vm", "switch", "role")
@@ -97,7 +98,7 @@ class Reader:
         switches = self._switches(top)
         return Topology(
             name, arch, transport, self._vms(top, switches), switches, self._policy(top),
-            self._later(top, "hardware", HARDWARE_KEYS, "hardware models"), self._later(top, "role", None, "roles"),
+            self._later(top, "hardware", HARDWARE_KEYS, "hardware models"), read_roles(self.error, top, arch),
             poll, hang_after_s,
         )
 
