@@ -44,6 +44,7 @@ FITS: Mapping[str, frozenset[str]] = {
     "storvsp": _PROCESS | {"slow", "error"},
     "netvsp": _PROCESS | {"slow", "drop"},
     "child": _PROCESS,
+    "worker": _PROCESS,
 }
 #: In the monolith a VM is a thread: only what its own code can do to itself is left.
 FITS_THREAD = frozenset(("panic", "hang"))

@@ -14,6 +14,10 @@ class GuestMemory:
         self.gpa = gpa
         self._view = view
 
+    def show(self, view: memoryview) -> None:
+        """From now on these bytes are there."""
+        self._view = view
+
     def at(self, address: int, nbytes: int) -> memoryview | None:
         """``nbytes`` at guest-physical ``address``, in place; ``None`` if any of them lies outside."""
         start = address - self.gpa

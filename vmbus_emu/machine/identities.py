@@ -42,7 +42,8 @@ class Identities:
     def __init__(self, topology: Topology, supervisor: Supervisor, recovers: bool) -> None:
         self.recovers = recovers
         self._supervisor = supervisor
-        self._vms = {vm.name: vm for vm in topology.vms} if topology.transport == "ring" else {}
+        ring = topology.transport == "ring"
+        self._vms = {vm.name: vm for vm in topology.vms if ring or not vm.integration_services}
         self._hypervisor: Process | None = None
         self._known: dict[int, Identity] = {}         # by pid
         self._memory: dict[str, list[int]] = {}

@@ -32,6 +32,7 @@ from vmbus_emu.machine.power import ROOT_PROCESSES, BootFailed, Power
 from vmbus_emu.machine.recovery import Recovery, describe
 from vmbus_emu.machine.shutdown import Shutdown, phases
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
+from vmbus_emu.machine.workers import partner
 from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.task import Future, Task
 from vmbus_emu.topology.data import Topology
@@ -55,6 +56,8 @@ class Machine:
         self._vms = {vm.name: vm for vm in topology.vms}
         self._figures = Figures(loop)
         self._fallen: dict[str, str] = {}
+        #: VM or worker -> why it was ended with the other one of the two.
+        self._taken_along: dict[str, str] = {}
         self._names = {spec.name: frozenset(c.name for c in spec.components) for spec in self._specs.values()}
         self._refused = 0
         self._front_restarts = 0
@@ -209,6 +212,7 @@ class Machine:
 
     def _became_ready(self, component: str) -> None:
         self._power.became_ready(component)
+        self._taken_along.pop(component, None)
         host = self.supervisor.processes.get(self._hosts.get(component, ""))
         if host is not None and host.name == component:
             self._recovery.ready(component)
@@ -275,6 +279,7 @@ class Machine:
     def _component_process_died(self, process: Process, reason: str) -> None:
         if "hypervisor" in self.supervisor.running:
             self.supervisor.running["hypervisor"].line.send({"t": "died", "pid": process.pid})
+        self._end_partner(process, reason)
         if not self._power.booting:
             self._power.cannot_boot(self._names[process.name], reason)
             if not self._drain.exited(process):
@@ -283,9 +288,17 @@ class Machine:
         elif self._recovery.replaces(process):
             self._recovery.died(process)
         else:  # of what others need, nobody would come up who is not there yet
-            alone = self._specs[process.name].role == "child"
+            alone = self._specs[process.name].role in ("child", "worker")
             self._power.cannot_boot(self._names[process.name] if alone else self._power.ready, reason)
         self._tell_of_death(process)
+
+    def _end_partner(self, process: Process, reason: str) -> None:
+        """A VM and its worker end together."""
+        other = self.supervisor.running.get(partner(self._specs, process.name) or "")
+        if other is not None:
+            self._taken_along[other.name] = reason
+            self.log(f"{other.name} ends with {reason}")
+            self.supervisor.kill(other)
 
     def _settle_state(self) -> None:
         """What the machine as a whole is, by what its processes are."""
@@ -363,7 +376,7 @@ class Machine:
         elif vm in self._drain.off:
             ending = "is off: it was shut down"
         elif not host.running:
-            ending = f"is dead: {host.name} was {host.ending}"
+            ending = f"is dead: {self._taken_along.get(vm) or f'{host.name} was {host.ending}'}"
         elif vm in self._fallen:
             ending = f"is dead: {self._fallen[vm]}"
         elif not self._power.ready[vm].done:
