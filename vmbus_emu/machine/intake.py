@@ -71,6 +71,7 @@ REQUESTS: Mapping[str, Fields] = {
     "fault": {"component": _STR, "faults": (list,), "seconds": (int, float), "seed": _INT, "clear": _BOOL},
     "start": {"vm": _STR},
     "drain": {"grace_s": (int, float)},
+    "services": {"vm": _STR, "install": _BOOL},
     "exec": {"vm": _STR, "argv": (list,)},
     "stdin": {"session": _INT, "data": _BYTES, "end": _BOOL},
     "credit": {"session": _INT, "chunks": _INT},

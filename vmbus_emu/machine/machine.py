@@ -30,6 +30,7 @@ from vmbus_emu.machine.orders import Orders
 from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.machine.power import ROOT_PROCESSES, BootFailed, Power
 from vmbus_emu.machine.recovery import Recovery, describe
+from vmbus_emu.machine.services import Services
 from vmbus_emu.machine.shutdown import Shutdown, phases
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 from vmbus_emu.machine.workers import partner
@@ -88,6 +89,21 @@ class Machine:
         self._orders = Orders(
             loop, topology, self._specs, self.supervisor, self._recovery, self._drain, self._events, self._reply
         )
+
+        self._services = Services(
+            loop, self.supervisor, self._specs, self._recovery, self._reply, self._use
+        )
+
+    def _use(self, topology: Topology) -> None:
+        """From now on this is a machine of ``topology``; those who were given our tables see the changes."""
+        self.topology = topology
+        self._specs.clear()
+        self._specs.update({spec.name: spec for spec in placement.processes(topology)})
+        self._vms.update({vm.name: vm for vm in topology.vms})
+        self._hosts.clear()
+        self._hosts.update({c.name: spec.name for spec in self._specs.values() for c in spec.components})
+        self._names = {spec.name: frozenset(c.name for c in spec.components) for spec in self._specs.values()}
+        self._power.use(topology)
 
     @property
     def _power(self) -> Power:
@@ -227,6 +243,8 @@ class Machine:
         self.log(f"{process.name} (pid {process.pid}, incarnation {process.incarnation}) {process.ending}")
         self._consoles.process_died(process)
         self._figures.died(process.name)
+        expected = self._services.expects(process)
+        self._services.exited(process)
         self._power.exited(process)
         if process.name == "front":
             self._conversations.front_gone()
@@ -241,13 +259,13 @@ class Machine:
             return
         said = last_words(self.supervisor.log(process.name.removesuffix(SPARE)).tail).reason
         reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {said}" if said else "")
-        if not self._drain.shut_down(process):
+        if not expected and not self._drain.shut_down(process):
             carried = sorted(self._names.get(process.name, ()))
             self._events.emit("died", **describe(process, carried), reason=said, **self._captured(process, carried))
         if process.name.endswith(SPARE):
             self._recovery.spare_died(process)
         elif process.name in self._specs:
-            self._component_process_died(process, reason)
+            self._component_process_died(process, reason, expected)
         else:
             self._zygote_died(process, reason)
 
@@ -276,13 +294,14 @@ class Machine:
         if not power.off:
             power.start_zygote(role, name)
 
-    def _component_process_died(self, process: Process, reason: str) -> None:
+    def _component_process_died(self, process: Process, reason: str, expected: bool) -> None:
         if "hypervisor" in self.supervisor.running:
             self.supervisor.running["hypervisor"].line.send({"t": "died", "pid": process.pid})
-        self._end_partner(process, reason)
+        if not expected:
+            self._end_partner(process, reason)
         if not self._power.booting:
             self._power.cannot_boot(self._names[process.name], reason)
-            if not self._drain.exited(process):
+            if not self._drain.exited(process) and not expected:
                 self._recovery.died(process)
             self._settle_state()
         elif self._recovery.replaces(process):
@@ -357,12 +376,23 @@ class Machine:
             case "kill" | "fault" | "start" | "drain":
                 self._orders.carry_out(client, number, request)
                 self._settle_state()
+            case "services":
+                self._change_services(client, number, request)
             case "exec":
                 self._exec(client, number, request["vm"], request.get("argv", []))
             case "stdin" | "credit" | "cancel":
                 self._consoles.from_client(client, request)
             case "down":
                 self.power_off(lambda step: self._reply(client, {"id": number, **step}))
+
+    def _change_services(self, client: bytes, number: int, request: Message) -> None:
+        try:
+            self._services.begin(
+                client, number, self.topology, request.get("vm", ""), request.get("install", True)
+            )
+        except intake.Refused as refused:
+            error, hint = refused.args
+            self._reply(client, {"id": number, "error": error, "hint": hint})
 
     def _exec(self, client: bytes, number: int, vm: str, argv: list[str]) -> None:
         if vm not in self._vms:

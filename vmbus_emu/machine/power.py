@@ -89,6 +89,14 @@ class Power:
         #: Called with each process before it is told to start, and with whether it was a spare.
         self.on_start: Callable[[Process, bool], Any] = lambda process, spare: None
 
+    def use(self, topology: Topology) -> None:
+        """The machine is one of ``topology`` now; its specs have been changed. Of what runs nothing changes."""
+        self._topology = topology
+        self._identities.use(topology)
+        self._cables.topology = topology
+        names = {component.name for spec in self._specs.values() for component in spec.components}
+        self.ready = {name: self.ready.get(name) or Future() for name in names}
+
     async def boot(self, progress: Progress) -> None:
         """Bring everything up. Raises :class:`BootFailed`."""
         total = len(self.ready)
@@ -152,7 +160,7 @@ class Power:
 
     async def _give_birth(self, spec: ProcessSpec, spare: bool) -> tuple[Process, socket.socket] | None:
         zygote = placement.zygote_of(spec)
-        if zygote not in placement.zygotes(self._topology).values():
+        if zygote not in self.zygotes:
             zygote = None
         near, far = lifeline.pair()
         if zygote is None:

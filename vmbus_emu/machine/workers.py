@@ -28,7 +28,7 @@ class Cables:
     """Connects workers' adapters with the process that has the switches."""
 
     def __init__(self, topology: Topology, specs: Mapping[str, ProcessSpec], supervisor: Supervisor) -> None:
-        self._topology = topology
+        self.topology = topology
         self._specs = specs
         self._supervisor = supervisor
 
@@ -47,7 +47,7 @@ class Cables:
         host = next(s.name for s in self._specs.values() for c in s.components if c.role == "netvsp")
         if worker not in running or host not in running:
             return
-        for vm in self._topology.vms:
+        for vm in self.topology.vms:
             for index in range(len(vm.nics) if placement.worker_of(vm.name) == worker else 0):
                 ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 for name, end in zip((worker, host), ends, strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from partitions.child.commands import iobench, netbench, netwitness, network, storage, system, witness
+from partitions.child.commands import iobench, legacy, netbench, netwitness, network, storage, system, witness
 from partitions.child.console import Session
 
 
@@ -78,6 +78,8 @@ COMMANDS: dict[str, Command] = {
         Command("inquiry", "inquiry DISK [PAGE]",
                 "SCSI INQUIRY: identity, or a vital product data page (00 80 83 b0 b1 b2)", storage.inquiry),
         Command("lsblk", "lsblk", "list the disks", storage.lsblk),
+        Command("hdparm", "hdparm DISK [dma|string|words]",
+                "show how an IDE disk moves its data, or choose it", legacy.hdparm),
         Command("iostat", "iostat", "requests, bytes and errors of each disk", storage.iostat),
         Command("lsvmbus", "lsvmbus", "list the VMBus channels", system.lsvmbus),
         Command("dmesg", "dmesg", "show the kernel log", system.dmesg),
