@@ -38,8 +38,8 @@ from vmbus_emu.cli.watch import watch
 
 #: In the order of ``--help``: the order in which one meets them.
 VERBS: tuple[click.Command, ...] = (
-    up, ps, exec_, shell, pingall, kill, fault, start, services, drain, watch, chaos, check, demo, bench, logs, ls, plan,
-    down, completion,
+    up, ps, exec_, shell, pingall, kill, fault, start, services, drain, watch, chaos, check, demo, bench, logs, ls,
+    plan, down, completion,
 )  # fmt: skip
 
 

@@ -261,7 +261,8 @@ class Machine:
         reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {said}" if said else "")
         if not expected and not self._drain.shut_down(process):
             carried = sorted(self._names.get(process.name, ()))
-            self._events.emit("died", **describe(process, carried), reason=said, **self._captured(process, carried))
+            why = said or self._taken_along.get(process.name, "")
+            self._events.emit("died", **describe(process, carried), reason=why, **self._captured(process, carried))
         if process.name.endswith(SPARE):
             self._recovery.spare_died(process)
         elif process.name in self._specs:
@@ -285,7 +286,8 @@ class Machine:
             self._power.start_zygote(role, process.name)
         elif born is not None and self.state == "starting":  # it cannot load its role's code; no other one could
             born.reject(BootFailed(reason))
-            self._power.cannot_boot([s.name for s in self._specs.values() if s.role == role], reason)
+            borne = [spec.name for spec in self._specs.values() if placement.zygote_of(spec) == process.name]
+            self._power.cannot_boot(borne, reason)
         elif born is not None:  # the code is good: somebody killed this one early
             self.loop.call_later(RESTART_DELAY_S, self._restart_zygote, self._power, role, process.name)
 

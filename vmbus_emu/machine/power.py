@@ -180,10 +180,13 @@ class Power:
             self.start_zygote(role, name)
 
     def start_zygote(self, role: str, name: str) -> None:
+        spec = next((spec for spec in self._specs.values() if placement.zygote_of(spec) == name), None)
+        if spec is None:  # its VMs have lost their integration services meanwhile: it bears nobody any more
+            self.zygotes.pop(name, None)
+            return
         process = self._supervisor.spawn(name, placement.ZYGOTE_ENTRY)
         if name not in self.zygotes or self.zygotes[name].done:  # else somebody may be waiting for it already
             self.zygotes[name] = Future()
-        spec = next(spec for spec in self._specs.values() if placement.zygote_of(spec) == name)
         process.line.send({"t": "start", "config": {"entries": placement.preloaded(self._topology, spec)}})
 
     async def _install(
