@@ -6,11 +6,19 @@ import hashlib
 import os
 import random
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vmbus_emu.client import starter
+
 MIB = 1 << 20
+HOSTILE = Path(__file__).parent / "hostile"
+OTHER_GUEST = (
+    "from vmbus_emu import placement; "
+    "placement.ENTRIES['child/emulated'] = 'hostile_emulated_child:HostileEmulatedChild'; "
+)
 MICROKERNELS = [("microkernel", "zmq"), ("microkernel", "ring"), ("disaggregated", "zmq")]
 PLACEMENTS = [*MICROKERNELS, ("monolithic", "zmq")]
 
@@ -185,3 +193,35 @@ def test_a_reboot_brings_the_worker_back_too(lab: Any, wait: Any) -> None:
          "the machine is up again")
     assert machine.vm("vm2").disk.read(0, 4) == b"kept"
     assert pings(machine)
+
+
+def test_a_worker_that_stands_still_is_noticed_and_its_vm_is_not_left_waiting(lab: Any, wait: Any) -> None:
+    machine = up(lab)
+    os.kill(lab.rows(machine)["vm2-worker"]["pid"], signal.SIGSTOP)
+    wait(lambda: lab.rows(machine)["vm2"]["state"].startswith("dead"), "the VM has ended with its worker")
+    assert lab.rows(machine)["vm1"]["state"] == "ready"
+
+
+def test_a_vm_that_is_restarted_gets_a_new_worker(lab: Any, wait: Any) -> None:
+    machine = up(lab, policy={"child": "restart"})
+    machine.vm("vm2").disk.write(0, b"kept".ljust(512))
+    os.kill(lab.rows(machine)["vm2-worker"]["pid"], signal.SIGKILL)
+    wait(lambda: lab.rows(machine)["vm2"]["incarnation"] == 2 and lab.rows(machine)["vm2"]["state"] == "ready",
+         "the VM is back")
+    assert lab.rows(machine)["vm2-worker"]["incarnation"] == 2
+    assert machine.vm("vm2").disk.read(0, 4) == b"kept"
+
+
+def test_a_guest_that_storms_its_registers_harms_nobody(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HOSTILE))  # the machine's process gets our path
+    monkeypatch.setattr(starter, "_CODE", OTHER_GUEST + starter._CODE)
+    machine = up(lab)
+    before = lab.rows(machine)
+    result = machine.exec("vm2", "storm")
+    assert result.stdout.decode().split() == ["INVALID_VP_STATE", *["ACCESS_DENIED"] * 3], result.stderr
+    after = lab.rows(machine)
+    for name in after:
+        assert (after[name]["pid"], after[name]["state"]) == (before[name]["pid"], "ready"), name
+    assert after["vm2-worker"]["counters"]["stray"] > 0
+    assert after["hypervisor"]["counters"]["refused"] > before["hypervisor"]["counters"]["refused"]
+    assert machine.vm("vm1").disk.read(0, 512) == bytes(512)
