@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vmbus_emu.client import starter
+from vmbus_emu.client import MachineError, starter
 
 MIB = 1 << 20
 HOSTILE = Path(__file__).parent / "hostile"
@@ -225,3 +225,13 @@ def test_a_guest_that_storms_its_registers_harms_nobody(lab: Any, monkeypatch: p
     assert after["vm2-worker"]["counters"]["stray"] > 0
     assert after["hypervisor"]["counters"]["refused"] > before["hypervisor"]["counters"]["refused"]
     assert machine.vm("vm1").disk.read(0, 512) == bytes(512)
+
+
+def test_a_worker_that_cannot_be_loaded_ends_the_boot_with_its_reason(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = "from vmbus_emu import placement; placement.ENTRIES['worker'] = 'no_such_module:Worker'; "
+    monkeypatch.setattr(starter, "_CODE", broken + starter._CODE)
+    with pytest.raises(MachineError, match=r"vm2-worker.*no_such_module"):
+        up(lab)
+    assert lab.leftovers() == []

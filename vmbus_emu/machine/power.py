@@ -353,7 +353,8 @@ class Power:
         try:
             await self._start_worker(placement.worker_of(spec.name))
             born = await self._born(spec)
-        except (BootFailed, DeadlinePassed):
+        except BootFailed as error:
+            self.cannot_boot([spec.name], str(error))  # with more of a reason than the hypervisor will hear
             born = None
         self._bearing.discard((partition, vp))
         if born is None:
@@ -378,9 +379,12 @@ class Power:
             raise BootFailed(f"{name} could not be started")
         vm = next(vm.name for vm in self._topology.vms if placement.worker_of(vm.name) == name)
         self._places[name] = hv.PARTITION_ROOT, placement.worker_vp(self._topology, vm)
-        if not await self._install("bind", spec, *born):
+        if not await self._install("bind", spec, *born) and not self.ready[name].done:
             raise BootFailed(f"{name} has no place in the hypervisor")
-        await within(self._loop, BOOT_DEADLINE_S, self.ready[name])
+        try:  # if it is dead by now, this says of what
+            await within(self._loop, BOOT_DEADLINE_S, self.ready[name])
+        except DeadlinePassed:
+            raise BootFailed(f"{name} not ready after {BOOT_DEADLINE_S:.0f} s") from None
 
     # -- what processes say ---------------------------------------------------------------------------
 
