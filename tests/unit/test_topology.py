@@ -210,7 +210,6 @@ ONE_FAULT = {
     '[[vm]]\nname = "vm1"\nmemory = 1048577': ("vm1.memory", "try 1052672"),
     '[[vm]]\nname = "vm1"\nmemory = 0': ("vm1.memory", "is 0 bytes"),
     '[[vm]]\nname = "vm1"\nintegration_services = 1': ("vm1.integration_services", "true or false"),
-    '[[vm]]\nname = "vm1"\nintegration_services = false': ("vm1.integration_services", "devices are not built"),
     '[[vm]]\nname = "vm1"\naddress = "10.1.0.1"': ("vm1.address", "10.0.0.0/16"),
     '[[vm]]\nname = "vm1"\naddress = "10.0.0.2"\n[[vm]]\nname = "vm2"': ("vm2.address", "also the address of vm1"),
     '[[vm]]\nname = "vm1"\nvmbus_version = 4.0': ("vm1.vmbus_version", "one of 2.4"),

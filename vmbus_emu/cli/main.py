@@ -33,6 +33,7 @@ from vmbus_emu.cli.pingall import pingall
 from vmbus_emu.cli.plan import plan
 from vmbus_emu.cli.ps import ps
 from vmbus_emu.cli.role import role
+from vmbus_emu.cli.services import services
 from vmbus_emu.cli.shell import shell
 from vmbus_emu.cli.start import start
 from vmbus_emu.cli.up import up
@@ -40,8 +41,8 @@ from vmbus_emu.cli.watch import watch
 
 #: In the order of ``--help``: the order in which one meets them.
 VERBS: tuple[click.Command, ...] = (
-    up, ps, exec_, shell, pingall, kill, fault, start, drain, watch, chaos, check, demo, audit, bench, image, role,
-    logs, ls, plan, down, completion,
+    up, ps, exec_, shell, pingall, kill, fault, start, services, drain, watch, chaos, check, demo, audit, bench, image,
+    role, logs, ls, plan, down, completion,
 )  # fmt: skip
 
 

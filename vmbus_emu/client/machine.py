@@ -222,6 +222,18 @@ class Machine:
         reply = self._connected().ask("start", timeout, vm=vm)
         return {"vm": vm, "pid": reply.get("pid"), "incarnation": reply.get("incarnation")}
 
+    def services(self, vm: str, install: bool, timeout: float = START_S) -> dict[str, Any]:
+        """Install a VM's integration services, or remove them: it shuts down in order, and starts with the other set of
+        drivers, on the same disks and with the same addresses. Returns when it is ready, with ``pid`` and
+        ``incarnation``.
+
+        Raises :class:`MachineError`.
+        """
+        reply = self._connected().ask("services", timeout, vm=vm, install=install)
+        return {
+            "vm": vm, "integration_services": install, "pid": reply.get("pid"), "incarnation": reply.get("incarnation"),
+        }  # fmt: skip
+
     def drain(self, grace_s: float = 10.0, progress: Progress | None = None) -> dict[str, Any]:
         """Have every VM shut down in turn, with a flush of its disks, and the machine reboot; returns when it is up.
 

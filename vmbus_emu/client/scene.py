@@ -48,11 +48,13 @@ class Scene:
         policy = policy_of(self.topology, spec)
         if any(rows[name]["state"] not in ALIVE for name in needed_by(spec.role)):
             policy = "halt"
+        # A VM without integration services has no channels to lose; its worker takes it along.
         carried = {one.name for one in spec.components}
         served = [vsp for vsp in placement.VSPS if vsp in carried or "parent" in carried]
         there = [vsp for vsp in served if rows[vsp]["state"] in ALIVE]
         return Expected(host, killed["pid"], policy, [
-            device for vm in self.vms.values() if rows[vm.name]["state"] in ALIVE for device in _devices(vm, there)
+            device for vm in self.vms.values() if vm.integration_services and rows[vm.name]["state"] in ALIVE
+            for device in _devices(vm, there)
         ])  # fmt: skip
 
     @staticmethod

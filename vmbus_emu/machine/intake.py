@@ -83,6 +83,7 @@ REQUESTS: Mapping[str, Fields] = {
     "start": {"vm": _STR},
     "role": {"action": _STR, "role": _STR, "cpu_limit": (int, float), "port": _INT},
     "drain": {"grace_s": (int, float)},
+    "services": {"vm": _STR, "install": _BOOL},
     "exec": {"vm": _STR, "argv": (list,)},
     "stdin": {"session": _INT, "data": _BYTES, "end": _BOOL},
     "credit": {"session": _INT, "chunks": _INT},

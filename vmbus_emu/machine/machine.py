@@ -32,8 +32,10 @@ from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.machine.power import BOOT_DEADLINE_S, ROOT_PROCESSES, BootFailed, Power
 from vmbus_emu.machine.recovery import Recovery, describe
 from vmbus_emu.machine.roles import Roles
+from vmbus_emu.machine.services import Services
 from vmbus_emu.machine.shutdown import Shutdown, phases
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
+from vmbus_emu.machine.workers import partner
 from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.task import DeadlinePassed, Future, Task, within
 from vmbus_emu.topology.data import Topology
@@ -59,6 +61,8 @@ class Machine:
         self._vms = {vm.name: vm for vm in topology.vms}
         self._figures = Figures(loop)
         self._fallen: dict[str, str] = {}
+        #: VM or worker -> why it was ended with the other one of the two.
+        self._taken_along: dict[str, str] = {}
         self._names = {spec.name: frozenset(c.name for c in spec.components) for spec in self._specs.values()}
         self._refused = 0
         self._front_restarts = 0
@@ -93,6 +97,21 @@ class Machine:
             loop, topology, self._specs, self.supervisor, self._recovery, self._drain, self._events, self._reply,
             self._roles,
         )
+
+        self._services = Services(
+            loop, self.supervisor, self._specs, self._recovery, self._reply, self._use
+        )
+
+    def _use(self, topology: Topology) -> None:
+        """From now on this is a machine of ``topology``; those who were given our tables see the changes."""
+        self.topology = topology
+        self._specs.clear()
+        self._specs.update({spec.name: spec for spec in placement.processes(topology)})
+        self._vms.update({vm.name: vm for vm in topology.vms})
+        self._hosts.clear()
+        self._hosts.update({c.name: spec.name for spec in self._specs.values() for c in spec.components})
+        self._names = {spec.name: frozenset(c.name for c in spec.components) for spec in self._specs.values()}
+        self._power.use(topology)
 
     @property
     def _power(self) -> Power:
@@ -232,6 +251,7 @@ class Machine:
 
     def _became_ready(self, component: str) -> None:
         self._power.became_ready(component)
+        self._taken_along.pop(component, None)
         host = self.supervisor.processes.get(self._hosts.get(component, ""))
         if host is not None and host.name == component:
             self._recovery.ready(component)
@@ -246,6 +266,8 @@ class Machine:
         self.log(f"{process.name} (pid {process.pid}, incarnation {process.incarnation}) {process.ending}")
         self._consoles.process_died(process)
         self._figures.died(process.name)
+        expected = self._services.expects(process)
+        self._services.exited(process)
         self._power.exited(process)
         if process.name == "front":
             self._conversations.front_gone()
@@ -260,13 +282,14 @@ class Machine:
             return
         said = last_words(self.supervisor.log(process.name.removesuffix(SPARE)).tail).reason
         reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {said}" if said else "")
-        if not self._drain.shut_down(process) and not self._roles.leaves(process):
+        if not expected and not self._drain.shut_down(process) and not self._roles.leaves(process):
             carried = sorted(self._names.get(process.name, (process.name,) if process.name in self._roles else ()))
-            self._events.emit("died", **describe(process, carried), reason=said, **self._captured(process, carried))
+            why = said or self._taken_along.get(process.name, "")
+            self._events.emit("died", **describe(process, carried), reason=why, **self._captured(process, carried))
         if process.name.endswith(SPARE):
             self._recovery.spare_died(process)
         elif process.name in self._specs:
-            self._component_process_died(process, reason)
+            self._component_process_died(process, reason, expected)
         elif process.name in self._roles:
             self._roles.exited(process)
             if self._recovery.rebooting and self._power.off:
@@ -290,7 +313,8 @@ class Machine:
             self._power.start_zygote(role, process.name)
         elif born is not None and self.state == "starting":  # it cannot load its role's code; no other one could
             born.reject(BootFailed(reason))
-            self._power.cannot_boot([s.name for s in self._specs.values() if s.role == role], reason)
+            borne = [spec.name for spec in self._specs.values() if placement.zygote_of(spec) == process.name]
+            self._power.cannot_boot(borne, reason)
         elif born is not None:  # the code is good: somebody killed this one early
             self.loop.call_later(RESTART_DELAY_S, self._restart_zygote, self._power, role, process.name)
 
@@ -299,20 +323,30 @@ class Machine:
         if not power.off:
             power.start_zygote(role, name)
 
-    def _component_process_died(self, process: Process, reason: str) -> None:
+    def _component_process_died(self, process: Process, reason: str, expected: bool) -> None:
         if "hypervisor" in self.supervisor.running:
             self.supervisor.running["hypervisor"].line.send({"t": "died", "pid": process.pid})
+        if not expected:
+            self._end_partner(process, reason)
         if not self._power.booting:
             self._power.cannot_boot(self._names[process.name], reason)
-            if not self._drain.exited(process):
+            if not self._drain.exited(process) and not expected:
                 self._recovery.died(process)
             self._settle_state()
         elif self._recovery.replaces(process):
             self._recovery.died(process)
         else:  # of what others need, nobody would come up who is not there yet
-            alone = self._specs[process.name].role == "child"
+            alone = self._specs[process.name].role in ("child", "worker")
             self._power.cannot_boot(self._names[process.name] if alone else self._power.ready, reason)
         self._tell_of_death(process)
+
+    def _end_partner(self, process: Process, reason: str) -> None:
+        """A VM and its worker end together."""
+        other = self.supervisor.running.get(partner(self._specs, process.name) or "")
+        if other is not None:
+            self._taken_along[other.name] = reason
+            self.log(f"{other.name} ends with {reason}")
+            self.supervisor.kill(other)
 
     def _settle_state(self) -> None:
         """What the machine as a whole is, by what its processes are."""
@@ -375,12 +409,23 @@ class Machine:
                 self._settle_state()
             case "role":
                 self._role(client, number, request)
+            case "services":
+                self._change_services(client, number, request)
             case "exec":
                 self._exec(client, number, request["vm"], request.get("argv", []))
             case "stdin" | "credit" | "cancel":
                 self._consoles.from_client(client, request)
             case "down":
                 self.power_off(lambda step: self._reply(client, {"id": number, **step}))
+
+    def _change_services(self, client: bytes, number: int, request: Message) -> None:
+        try:
+            self._services.begin(
+                client, number, self.topology, request.get("vm", ""), request.get("install", True)
+            )
+        except intake.Refused as refused:
+            error, hint = refused.args
+            self._reply(client, {"id": number, "error": error, "hint": hint})
 
     def _exec(self, client: bytes, number: int, vm: str, argv: list[str]) -> None:
         if vm not in self._vms:
@@ -394,7 +439,7 @@ class Machine:
         elif vm in self._drain.off:
             ending = "is off: it was shut down"
         elif not host.running:
-            ending = f"is dead: {host.name} was {host.ending}"
+            ending = f"is dead: {self._taken_along.get(vm) or f'{host.name} was {host.ending}'}"
         elif vm in self._fallen:
             ending = f"is dead: {self._fallen[vm]}"
         elif not self._power.ready[vm].done:

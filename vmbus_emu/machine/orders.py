@@ -69,8 +69,12 @@ class Orders:
         self._reply = reply
         self._specs = specs
         self._roles = roles
-        self._components = {c.name: (spec.name, c.role) for spec in specs.values() for c in spec.components}
         self.armed = Armed(topology, specs, supervisor, recovery, events)
+
+    @property
+    def _components(self) -> dict[str, tuple[str, str]]:
+        """The process that carries each component, and its role."""
+        return {c.name: (spec.name, c.role) for spec in self._specs.values() for c in spec.components}
 
     def carry_out(self, client: bytes, number: int, request: Message) -> None:
         """``kill``, ``fault``, ``start`` or ``drain``; :func:`vmbus_emu.machine.intake.understood` has looked at it."""

@@ -37,7 +37,7 @@ POLICIES_OF: Mapping[str, tuple[str, ...]] = {
     "storvsp": ("restart", "standby", "halt"),
     "netvsp": ("restart", "standby", "halt"),
     "child": ("halt", "restart"),
-    "worker": ("halt", "restart"),
+    "worker": ("halt",),
     "role": ("restart", "halt"),
 }
 DEFAULT_POLICY = {role: policies[0] for role, policies in POLICIES_OF.items()}
@@ -73,6 +73,11 @@ MAX_DISK_BYTES = 1 << 60
 #: The NIC's index is one byte of its generated MAC; SCSI targets of one controller are 64.
 MAX_NICS = 256
 MAX_DISKS = 64
+#: Of a VM without integration services: two IDE channels of two drives, and as many adapters as Hyper-V allows.
+MAX_IDE_DISKS = 4
+MAX_LEGACY_NICS = 4
+#: What the name of such a VM's worker ends with.
+WORKER_SUFFIX = "-worker"
 #: Addresses per /24 when .0 and .255 are skipped, in 256 of them.
 MAX_VMS = 254 * 256
 
