@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import setproctitle
+
 from partitions.boundary import BoundDisk, BoundPort, DeviceLock
 from partitions.child.guest import Guest
 from partitions.long_calls import LongCalls
@@ -75,6 +77,7 @@ class GuestThread:
         self._monolith.from_guest({"t": "log", "component": self.name, "text": text})
 
     def _run(self) -> None:
+        setproctitle.setthreadtitle(self.name)  # top -H tells the VMs apart, and so does who places threads
         try:
             self.guest.announce_devices()
             self._monolith.from_guest({"t": "ready", "component": self.name})
