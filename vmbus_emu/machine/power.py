@@ -74,6 +74,8 @@ class Power:
         self._identities = Identities(topology, supervisor, placement.recovers(topology))
         self._places: dict[str, tuple[int, int]] = {}       # partition and VP of each component's process
         self._bearing: set[tuple[int, int]] = set()
+        #: Worker -> the partition of its VM, which has no process yet when the worker starts.
+        self._worked_for: dict[str, int] = {}
         self._spares = Spares(supervisor)
         self._front_ready: Future[None] = Future()
         self._booted = False
@@ -318,7 +320,7 @@ class Power:
         again = spec.name in self._revived
         config["running"] = self._running() if again else []
         if "worker" in config:
-            config["worker"]["partition"] = self.place(config["worker"]["vm"])
+            config["worker"]["partition"] = self._worked_for[spec.name]
         if "management" in config["components"]:
             parent = self._specs.get("parent")
             config["known"] = [number for number, _ in self._places.values() if number != hv.PARTITION_ROOT]
@@ -349,9 +351,8 @@ class Power:
 
     async def _bear(self, spec: ProcessSpec, partition: int, vp: int) -> None:
         self._bearing.add((partition, vp))
-        self._places[spec.name] = partition, vp
         try:
-            await self._start_worker(placement.worker_of(spec.name))
+            await self._start_worker(placement.worker_of(spec.name), partition)
             born = await self._born(spec)
         except BootFailed as error:
             self.cannot_boot([spec.name], str(error))  # with more of a reason than the hypervisor will hear
@@ -360,20 +361,22 @@ class Power:
         if born is None:
             self._cannot_power_on(partition, vp)
             return
+        self._places[spec.name] = partition, vp
         parent = self._supervisor.running.get("parent")
         if parent is not None and "parent" in self._revived:  # the one that attached it may be dead
             parent.line.send({"t": "partition", "partition": partition, "name": spec.name, "kind": _kind(spec)})
         await self._install("powered", spec, *born)
 
-    async def _start_worker(self, name: str) -> None:
-        """Start the worker of a VM that is about to start, if it has one, and wait until it is ready. Raises
-        :class:`BootFailed`."""
+    async def _start_worker(self, name: str, partition: int) -> None:
+        """Start the worker of the VM that is about to start in ``partition``, if it has one, and wait until it is
+        ready. Raises :class:`BootFailed`."""
         spec = self._specs.get(name)
         if spec is None:
             return
         if name in self._supervisor.running:  # the last one's, which is on its way out
             await self._ends.setdefault(name, Future())
         self.renew(name)
+        self._worked_for[name] = partition
         born = await self._born(spec)
         if born is None:
             raise BootFailed(f"{name} could not be started")
