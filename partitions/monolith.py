@@ -14,6 +14,7 @@ import resource
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from partitions.boundary import BoundDisk, BoundPort, DeviceLock
 from partitions.child.guest import Guest
 from partitions.long_calls import LongCalls
 from partitions.media import Disks
-from vmbus_emu.device import NetworkPort
+from vmbus_emu.device import BlockDevice, NetworkPort
 from vmbus_emu.hypervisor.calls import execute
 from vmbus_emu.hypervisor.core import Hypervisor, PowerOn, Reply
 from vmbus_emu.lifeline import Message
@@ -34,6 +35,7 @@ from vmbus_emu.protocol.hypercall import Code, HvStatus
 from vmbus_emu.task import Task
 
 if TYPE_CHECKING:
+    from partitions.emulated_guest import EmulatedGuest
     from partitions.faults import DriverFaults
 
 
@@ -47,7 +49,18 @@ class GuestThread:
         self.alive = True
         disks = {device: monolith.disk(self.name, device, self.loop) for device in config["disks"]}
         nics = {device: monolith.nic(self.name, device, self.loop) for device in config["nics"]}
-        self.guest = Guest(self.loop, config, disks, nics, monolith.from_guest, self._log)
+        self.emulated: EmulatedGuest | None = None
+        found: tuple[Mapping[str, BlockDevice], Mapping[str, NetworkPort]] = disks, nics
+        if not config["integration_services"]:
+            self.emulated = load("partitions.emulated_guest:EmulatedGuest")(
+                self.loop, config["worker"], config, list(disks.values()), list(nics.values()), self._log
+            )
+            found = self.emulated.devices.disks, self.emulated.devices.nics
+        self.guest = Guest(self.loop, config, *found, monolith.from_guest, self._log)
+        if self.emulated is not None:
+            ports = self.emulated.ports
+            self.guest.without_services = "integration_services = true in its topology"
+            self.guest.link_counters = lambda: {"accesses": ports.accesses}
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 
     def start(self) -> None:
@@ -68,6 +81,8 @@ class GuestThread:
         try:
             self.guest.announce_devices()
             self._monolith.from_guest({"t": "ready", "component": self.name})
+            if self.emulated is not None:
+                self._monolith.from_guest({"t": "ready", "component": self.guest.worker})
             self.loop.run()
         except Exception as error:  # guest code failed: this VM's end, and nobody else's
             self.alive = False
@@ -197,6 +212,10 @@ class Monolith:
                 "io": sum(p.tx_frames + p.rx_frames for p in ports),
                 "last_io": max((p.last_io for p in ports), default=0.0),
                 "counters": {"drops": sum(p.tx_drops + p.rx_drops for p in ports)},
+            },
+            **{
+                thread.guest.worker: thread.emulated.stats()
+                for thread in self._guests.values() if thread.alive and thread.emulated is not None
             },
             **{name: thread.guest.stats() for name, thread in self._guests.items() if thread.alive},
         }

@@ -21,6 +21,7 @@ from vmbus_emu.hypervisor.core import (
     HandDoorbell,
     HandOut,
     Hypervisor,
+    Interrupt,
     PowerOff,
     PowerOn,
     Raise,
@@ -37,7 +38,7 @@ from vmbus_emu.vp import VirtualProcessor
 T = TypeVar("T")
 
 #: About how many cases the numbers in ``tests/fuzz`` add up to.
-FUZZ_CASES = 203_800
+FUZZ_CASES = 205_300
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -223,6 +224,10 @@ class Wires:
             match envelope:
                 case (hv.TO_HYPERVISOR_CALL, sequence, control, block):
                     effects = receive(state, vp, sequence, control, block)
+                case (hv.TO_HYPERVISOR_TRAP, sequence, block):
+                    effects = receive(state, vp, sequence, None, block)
+                case (hv.TO_HYPERVISOR_EOI, vector):
+                    state.end_of_interrupt(vp, vector)
                 case (hv.TO_HYPERVISOR_EOM, port, number):
                     state.end_of_message(vp, port, number)
                 case (hv.TO_HYPERVISOR_EVENT_SEEN, sint, flag):
@@ -264,6 +269,8 @@ class Wires:
                     self._send(vp, hv.TO_PARTITION_MESSAGE, sint, message.encode(), number)
                 case Raise(vp, sint, flag):
                     self._send(vp, hv.TO_PARTITION_EVENT, sint, flag)
+                case Interrupt(vp, vector):
+                    self._send(vp, hv.TO_PARTITION_INTERRUPT, vector)
                 case PowerOn(partition, index, name):
                     vp = partition, index
                     if vp not in self._living:  # the machine has it made once

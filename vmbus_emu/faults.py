@@ -43,7 +43,9 @@ FITS: Mapping[str, frozenset[str]] = {
     "management": _PROCESS,
     "storvsp": _PROCESS | {"slow", "error"},
     "netvsp": _PROCESS | {"slow", "drop"},
+    "role": _PROCESS,
     "child": _PROCESS,
+    "worker": _PROCESS,
 }
 #: In the monolith a VM is a thread: only what its own code can do to itself is left.
 FITS_THREAD = frozenset(("panic", "hang"))

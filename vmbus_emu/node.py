@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from vmbus_emu.polling import Poller
 
 _PR_SET_PDEATHSIG = 1
+#: What tells which code a process has loaded; itself loaded only by who is asked.
+EVIDENCE = "vmbus_emu.evidence:loaded_files"
 #: In the environment of a machine whose requests are traced (:mod:`vmbus_emu.tracing`).
 TRACE_VARIABLE = "VMBUS_EMU_TRACE"
 #: Looked up once, before any fork: doing it in each new process would cost it 200 KB of its own.
@@ -151,6 +153,8 @@ class Node:
                     answer(message["id"])
                 else:
                     self.lifeline.send({"t": "beat", "id": message["id"]})
+            case "loaded":
+                self.lifeline.send({"t": "loaded", "id": message["id"], "files": load(EVIDENCE)()})
             case "stop":
                 stop = getattr(component, "stop", None)  # what must leave the process before it ends, if anything
                 if stop is not None:

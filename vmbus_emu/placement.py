@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vmbus_emu.topology.data import Topology, VmSpec
+from vmbus_emu.topology.data import WORKER_SUFFIX, Topology, VmSpec
 
-#: arch -> component -> the process it lives in. ``child`` stands for each VM; ``*`` is a process of its own.
+#: arch -> component -> the process it lives in. ``child`` stands for each VM, ``worker`` for the device models of each
+#: VM without integration services; ``*`` is a process of its own.
 PLACEMENTS: dict[str, dict[str, str]] = {
     "monolithic": {
         "hypervisor": "hypervisor",
@@ -23,6 +24,7 @@ PLACEMENTS: dict[str, dict[str, str]] = {
         "storvsp": "hypervisor",
         "netvsp": "hypervisor",
         "child": "hypervisor",
+        "worker": "hypervisor",
     },
     "microkernel": {
         "hypervisor": "*",
@@ -30,7 +32,9 @@ PLACEMENTS: dict[str, dict[str, str]] = {
         "storvsp": "parent",
         "netvsp": "parent",
         "management": "*",
+        "role": "*",
         "child": "*",
+        "worker": "*",
     },
     "disaggregated": {
         "hypervisor": "*",
@@ -38,7 +42,9 @@ PLACEMENTS: dict[str, dict[str, str]] = {
         "storvsp": "*",
         "netvsp": "*",
         "management": "*",
+        "role": "*",
         "child": "*",
+        "worker": "*",
     },
 }
 
@@ -51,8 +57,13 @@ ENTRIES = {
     "management": "partitions.parent.management:Management",
     "child": "partitions.child.process:ChildProcess",
     "child/ring": "partitions.child.ring_links:RingChildProcess",
+    "child/emulated": "partitions.child.emulated:EmulatedChildProcess",
+    "worker": "partitions.parent.worker:Worker",
     "monolith": "partitions.monolith:Monolith",
 }
+
+#: What the processes of the parent partition's roles run; they come and go while the machine runs.
+ROLE_ENTRIES = {"dns": "partitions.roles.dns:DnsRole", "files": "partitions.roles.files:FilesRole"}
 
 #: Roles whose processes come out of a zygote that has loaded their code: VMs, because there are many, and what VMs
 #: wait for when it dies.
@@ -100,6 +111,14 @@ NETWORK_GPA = 1 << 33
 #: One NIC's rings and buffers; NICs share nothing.
 NETWORK_PAGES_PER_NIC = 128
 
+#: What a VM without integration services shares with its worker: below 4 GiB, where emulated devices reach. What each
+#: channel of the IDE controller needs, buffers for data, and each adapter's rings.
+EMULATED_GPA = 1 << 28
+EMULATED_PAGES = 2 * 33 + 512
+EMULATED_PAGES_PER_NIC = 64
+#: The worker of the n-th VM stands in for the root partition's VP with this number and n.
+FIRST_WORKER_VP = 2
+
 #: All VMs live in 10.0.0.0/16.
 PREFIX_LENGTH = 16
 
@@ -120,11 +139,18 @@ class ProcessSpec:
     components: tuple[ComponentSpec, ...]
 
 
-def entry(topology: Topology, role: str) -> str:
-    """The import path of what the process of ``role`` runs."""
+def entry(topology: Topology, role: str, name: str = "") -> str:
+    """The import path of what the process of ``role`` runs; ``name``: of the component, for which VMs differ."""
     if topology.arch == "monolithic":
         return ENTRIES["monolith"]
+    if role == "child" and any(vm.name == name and not vm.integration_services for vm in topology.vms):
+        return ENTRIES["child/emulated"]
     return ENTRIES.get(f"{role}/{topology.transport}") or ENTRIES[role]
+
+
+def worker_of(vm: str) -> str:
+    """The name of a VM's worker."""
+    return vm + WORKER_SUFFIX
 
 
 def recovers(topology: Topology) -> bool:
@@ -134,10 +160,16 @@ def recovers(topology: Topology) -> bool:
 
 def zygotes(topology: Topology) -> dict[str, str]:
     """The zygotes a machine has, by the role whose processes they bear."""
-    roles = {spec.role for spec in processes(topology)}
+    roles = {spec.role for spec in processes(topology) if zygote_of(spec)}
     if not recovers(topology):
         roles.discard("hypervisor")  # nothing waits for another one: it is dead, or the machine reboots
     return {role: name for role, name in ZYGOTES.items() if role in roles}
+
+
+def zygote_of(spec: ProcessSpec) -> str | None:
+    """The zygote that processes like ``spec`` come out of. None bears VMs without integration services: the VMs' zygote
+    has VMBus in memory, which such a VM must not have."""
+    return None if spec.entry == ENTRIES["child/emulated"] else ZYGOTES.get(spec.role)
 
 
 def preloaded(topology: Topology, spec: ProcessSpec) -> list[str]:
@@ -168,18 +200,20 @@ def processes(topology: Topology) -> tuple[ProcessSpec, ...]:
         host = component.name if place == "*" else place
         hosts.setdefault(host, (component.role, []))[1].append(component)
     return tuple(
-        ProcessSpec(name, role, entry(topology, role), tuple(carried))
+        ProcessSpec(name, role, entry(topology, role, name), tuple(carried))
         for name, (role, carried) in hosts.items()
     )
 
 
 def components(topology: Topology) -> Iterator[ComponentSpec]:
-    """Every component of the machine but the machine itself."""
+    """Every component of the machine but the machine itself, and the roles, which are none of its parts."""
     for role in PLACEMENTS[topology.arch]:
-        if role != "child":
+        if role not in ("child", "role", "worker"):
             yield ComponentSpec(role, role)
     for vm in topology.vms:
         yield ComponentSpec(vm.name, "child")
+        if not vm.integration_services:
+            yield ComponentSpec(worker_of(vm.name), "worker")
 
 
 def channel_names(vsp: str, incarnation: int) -> str:
@@ -211,7 +245,7 @@ def configuration(
         "hypervisor_recovers": recovers(topology),
     }
     if "parent" in names:
-        config["io_memory"] = {vm.name: io_memory(vm) for vm in topology.vms}
+        config["io_memory"] = {vm.name: synthetic_memory(vm) for vm in topology.vms}
     if "storvsp" in names:
         config["storvsp"] = {
             "entry": VSPS["storvsp"], "disks": disks(topology), "channels": channel_names("storvsp", incarnation),
@@ -223,6 +257,9 @@ def configuration(
     if "management" in names:
         own = [[name, "vsp"] for name in VSPS if PLACEMENTS[topology.arch][name] == "*"]
         config["partitions"] = own + [[vm.name, "child"] for vm in topology.vms]
+    for vm in topology.vms:
+        if spec.name == worker_of(vm.name):
+            config["worker"] = worker(topology, vm)
     config["guests"] = [guest(topology, vm) for vm in topology.vms if vm.name in names]
     return config
 
@@ -261,6 +298,23 @@ def network(topology: Topology) -> dict[str, Any]:
     }
 
 
+def worker(topology: Topology, vm: VmSpec) -> dict[str, Any]:
+    """What a VM's worker is told of it, but for its partition."""
+    (memory,) = io_memory(vm)
+    return {
+        "vm": vm.name,
+        "index": worker_vp(topology, vm.name),
+        "memory": memory,
+        "disks": [disk for disk in disks(topology) if disk["vm"] == vm.name],
+        "nics": [port for port in network(topology)["ports"] if port["vm"] == vm.name],
+    }
+
+
+def worker_vp(topology: Topology, vm: str) -> int:
+    """Which VP of the root partition the worker of a VM stands in for."""
+    return FIRST_WORKER_VP + [one.name for one in topology.vms].index(vm)
+
+
 def guest(topology: Topology, vm: VmSpec) -> dict[str, Any]:
     """What a guest knows of itself and its neighbours."""
     return {
@@ -272,12 +326,22 @@ def guest(topology: Topology, vm: VmSpec) -> dict[str, Any]:
         "nics": {f"nic{i}": instance_id(vm.name, f"nic{i}").bytes_le for i in range(len(vm.nics))},
         "memory_bytes": vm.memory_bytes,
         "vmbus_version": vm.vmbus_version,
+        "integration_services": vm.integration_services,
+        "worker": "" if vm.integration_services else worker_of(vm.name),
         "io_memory": io_memory(vm),
     }
 
 
 def io_memory(vm: VmSpec) -> list[dict[str, Any]]:
-    """The regions of I/O memory that a VM's devices need: which VSP serves it, guest-physical address, pages.
+    """The regions of I/O memory that a VM's devices need: who serves it, guest-physical address, pages."""
+    if vm.integration_services:
+        return synthetic_memory(vm)
+    pages = EMULATED_PAGES + EMULATED_PAGES_PER_NIC * len(vm.nics)
+    return [{"vsp": "worker", "gpa": EMULATED_GPA, "pages": pages}]
+
+
+def synthetic_memory(vm: VmSpec) -> list[dict[str, Any]]:
+    """The regions of a VM's synthetic devices, by the VSP that serves it.
 
     They are where the guest's GPADLs point on either transport; only on ``ring`` there is memory behind them.
     """

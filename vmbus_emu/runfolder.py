@@ -13,6 +13,7 @@ Nothing here follows a symbolic link out of the base, and nothing is removed tha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -106,6 +107,7 @@ class RunFolder:
         self.logs = self.path / _LOGS
         self.info_file = self.path / "machine.json"
         self.lock_file = self.path / "lock"
+        self.groups_file = self.path / "cgroups"
 
     def create(self) -> None:
         """Make the folder and what is in it, for this user alone (0700). What exists is kept, if it is ours."""
@@ -213,6 +215,7 @@ class RunFolder:
 
     def remove(self) -> None:
         """Delete the folder. Only for who holds the lock; :func:`sweep` is for everybody else."""
+        self._remove_groups()
         try:
             import shutil  # with all its archive formats, which a booting machine has no time for
 
@@ -221,6 +224,18 @@ class RunFolder:
             pass
         except OSError as error:
             raise RunFolderError(f"cannot remove {self.path}: {error.strerror}", "remove it by hand") from error
+
+
+    def _remove_groups(self) -> None:
+        """Control groups of roles' processes, which a machine that was killed had no time to remove. None with a
+        process in it can be removed."""
+        try:
+            groups = self.groups_file.read_text().splitlines()
+        except OSError:
+            return
+        for group in groups:
+            with contextlib.suppress(OSError):
+                os.rmdir(group)
 
 
 def sweep(name: str) -> bool:

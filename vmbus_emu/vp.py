@@ -44,7 +44,8 @@ class _Connection:
 
 
 class VirtualProcessor:
-    """``on_message(sint, message)`` and ``on_event(sint, flag)`` are the interrupt handlers."""
+    """``on_message(sint, message)``, ``on_event(sint, flag)`` and ``on_interrupt(vector)`` are the interrupt
+    handlers."""
 
     def __init__(self, loop: Loop, context: Context) -> None:
         self._loop = loop
@@ -65,8 +66,9 @@ class VirtualProcessor:
         self.recoverable = False
         self.on_message: Callable[[int, SynicMessage], Any] = lambda sint, message: None
         self.on_event: Callable[[int, int], Any] = lambda sint, flag: None
-        #: Hypercalls made, messages received.
-        self.hypercalls = self.messages = 0
+        self.on_interrupt: Callable[[int], Any] = lambda vector: None
+        #: Hypercalls made, accesses that trapped, messages received.
+        self.hypercalls = self.intercepts = self.messages = 0
         self._path = ""
         self._attached = False
         self._abandoned = False
@@ -112,8 +114,17 @@ class VirtualProcessor:
 
     def call(self, code: Code, block: bytes = b"") -> Future[Outcome]:
         """Make a hypercall; the future never fails, a dead hypervisor leaves it open."""
-        future: Future[Outcome] = Future()
         self.hypercalls += 1
+        return self._ask(hv.TO_HYPERVISOR_CALL, control_word(code), block)
+
+    def trap(self, access: bytes) -> Future[Outcome]:
+        """An access to a port, as ``protocol.intercept.TRAP`` has it; the output has the registers as they are when the
+        processor goes on. It is one processor: who traps again meanwhile is refused."""
+        self.intercepts += 1
+        return self._ask(hv.TO_HYPERVISOR_TRAP, access)
+
+    def _ask(self, kind: int, *what: Any) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
         sequence = self._sequence + 1
         oldest = next(iter(self._calls), sequence)
         if self._abandoned or sequence - oldest >= hv.MAX_CALLS:
@@ -121,7 +132,7 @@ class VirtualProcessor:
         if oldest - self._told >= hv.CALLS_PER_ANSWERED:
             self._queue(self._answered())
         self._sequence = sequence
-        envelope = self._pack((hv.TO_HYPERVISOR_CALL, sequence, control_word(code), block))
+        envelope = self._pack((kind, sequence, *what))
         self._calls[sequence] = future, envelope
         if self._unsent:
             self._unsent.append(sequence)
@@ -248,6 +259,9 @@ class VirtualProcessor:
             case (hv.TO_PARTITION_EVENT, int(sint), int(flag)):
                 self._queue(self._pack((hv.TO_HYPERVISOR_EVENT_SEEN, sint, flag)))
                 self.on_event(sint, flag)
+            case (hv.TO_PARTITION_INTERRUPT, int(vector)):
+                self._queue(self._pack((hv.TO_HYPERVISOR_EOI, vector)))
+                self.on_interrupt(vector)
 
     def _take(self, port: int, number: int) -> None:
         """Note the freed buffer."""

@@ -40,11 +40,15 @@ class Guest:
         self.name: str = config["name"]
         self.address: str = config["address"]
         self.prefix: int = config["prefix"]
+        #: The component that has this guest's emulated devices, if it has such.
+        self.worker: str = config.get("worker", "")
         self.memory_bytes: int = config["memory_bytes"]
         self.hosts: Mapping[str, str] = config["hosts"]
         self.disks = disks
         self.nics = nics
         self.bus_listing: BusListing | None = None
+        #: What would give this guest integration services, if it has none.
+        self.without_services: str | None = None
         #: What the devices' transport counts.
         self.link_counters: Callable[[], dict[str, int]] = dict
         #: Private memory of this guest, which tells whether somebody wrote where nobody should.

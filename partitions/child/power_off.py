@@ -5,13 +5,17 @@ Loaded with the first such order.
 
 from __future__ import annotations
 
+from typing import Any
+
 from partitions.child.commands import blockio
 from partitions.child.console import CommandError
 from partitions.child.guest import Guest
 from vmbus_emu.device import Op
+from vmbus_emu.node import Node
 from vmbus_emu.task import sleep
 
-#: Between two looks at whether a disk has completed what a command left under way, in seconds.
+#: Between two looks at whether a disk has completed what a command left under way, and at whether the machine has taken
+#: what the guest still had to say, in seconds.
 _LOOK_S = 0.001
 
 
@@ -36,3 +40,13 @@ async def power_off(guest: Guest, patience_s: float) -> list[str]:
             unflushed.append(f"{name}: {error}")
     guest.kernel_log("power off" + (f", not flushed: {', '.join(unflushed)}" if unflushed else ""))
     return unflushed
+
+
+async def leave(node: Node, guest: Guest, order: dict[str, Any]) -> None:
+    """Power ``guest`` off, whose process this is, and end the process. ``order``: the machine's ``shut_down``."""
+    unflushed = await power_off(guest, order["patience_s"])
+    line = node.lifeline
+    line.send({"t": "shut_down", "component": node.name, "unflushed": unflushed})
+    while line.backlog:  # output of commands, which leaves before
+        await sleep(node.loop, _LOOK_S)
+    node.leave(0)

@@ -13,13 +13,11 @@ from partitions.child.netvsc import NetVsc
 from partitions.child.storvsc import StorVsc
 from vmbus_emu.lifeline import Message
 from vmbus_emu.node import Node, load
-from vmbus_emu.task import Task, sleep
+from vmbus_emu.task import Task
 from vmbus_emu.vp import VirtualProcessor
 
 #: Loaded with this module, so that a zygote shares the commands' code between all VMs.
 _SHARED = (commands,)
-#: Between two looks at whether the machine has taken what a guest that shuts down still had to say, in seconds.
-_LAST_WORDS_LOOK_S = 0.001
 
 
 class ChildProcess:
@@ -98,15 +96,7 @@ class ChildProcess:
             if "device" in message:
                 self._bus.abandon_device(message["device"])
         elif self._guest is not None and message["t"] == "shut_down":
-            Task(self._node.loop, self._shut_down(self._guest, message["patience_s"]))
-
-    async def _shut_down(self, guest: Guest, patience_s: float) -> None:
-        unflushed = await load("partitions.child.power_off:power_off")(guest, patience_s)
-        line = self._node.lifeline
-        line.send({"t": "shut_down", "component": self._node.name, "unflushed": unflushed})
-        while line.backlog:  # output of commands, which leaves before
-            await sleep(self._node.loop, _LAST_WORDS_LOOK_S)
-        self._node.leave(0)
+            Task(self._node.loop, load("partitions.child.power_off:leave")(self._node, self._guest, message))
 
     def stats(self) -> dict[str, dict[str, Any]]:
         return {} if self._guest is None else {self._node.name: self._guest.stats()}

@@ -80,6 +80,8 @@ class VspCarrier:
                 self._rehearsal.end()
         elif message["t"] == "fault":
             self._faults.handle(message)
+        elif message["t"] == "cable":
+            self.vsps["netvsp"].plug(message["vm"], message["device"], fds[0])  # type: ignore[attr-defined]
 
     @cached_property
     def _faults(self) -> DriverFaults:

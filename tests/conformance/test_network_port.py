@@ -1,7 +1,7 @@
 """What every ``NetworkPort`` promises, asked of a switch port directly and of one behind netvsc, channel and netvsp.
 
-One body, four variants: the call of a monolith, an in-process channel, a ZeroMQ channel over a socket file, rings in
-shared memory.
+One body, five variants: the call of a monolith, an in-process channel, a ZeroMQ channel over a socket file, rings in
+shared memory, and a legacy adapter with its driver.
 """
 
 import shutil
@@ -16,6 +16,7 @@ from drivers.switch import Switch
 from partitions.child.inet import EchoReply, IpStack
 from partitions.child.netvsc import MAX_SENDS, LentBuffer, NetVsc
 from partitions.parent.netvsp import NetVspSession
+from tests.legacy import NicBench
 from tests.rings import ring_ends
 from vmbus_emu.channel import ZmqChannel, channel_pair
 from vmbus_emu.device import DEFAULT_MTU, Status
@@ -64,7 +65,14 @@ class Lab:
         number = len(self.ports)
         behind = self.switch.port(f"vm{number}", mac(number), mtu)
         self.switch_ports.append(behind)
-        self.ports.append(behind if self.variant == "direct" else self.behind_vmbus(number, behind))
+        if self.variant == "direct":
+            self.ports.append(behind)
+        elif self.variant == "tulip":
+            bench = NicBench(self.loop, behind, self.failures.append)
+            self.memories.append(bench)
+            self.ports.append(bench.nic)
+        else:
+            self.ports.append(self.behind_vmbus(number, behind))
         return self.ports[-1]
 
     def behind_vmbus(self, number, behind):
@@ -137,7 +145,7 @@ class Lab:
         shutil.rmtree(self.folder)
 
 
-@pytest.fixture(params=["direct", "memory", "zmq", "ring"])
+@pytest.fixture(params=["direct", "memory", "zmq", "ring", "tulip"])
 def lab(request):
     made = Lab(request.param)
     yield made

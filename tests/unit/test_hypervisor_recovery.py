@@ -22,6 +22,7 @@ from vmbus_emu.hypervisor.core import (
 )
 from vmbus_emu.hypervisor.tables import Grant, Vp
 from vmbus_emu.protocol import hypercall as hv
+from vmbus_emu.protocol import intercept
 from vmbus_emu.protocol.hypercall import Access, Code, HvStatus, PortType
 
 ROOT: Vp = (1, 0)
@@ -42,7 +43,7 @@ def connect(partition: int, number: int, owner: int) -> bytes:
 def table(hypervisor: Hypervisor) -> list[Any]:
     return [
         hypervisor.partitions, hypervisor.grants, hypervisor.starters, hypervisor.callers, hypervisor.owed,
-        hypervisor.next_partition, hypervisor.next_message, hypervisor.parent_incarnation,
+        hypervisor.next_partition, hypervisor.next_message, hypervisor.parent_incarnation, hypervisor.suspended,
     ]
 
 
@@ -223,6 +224,11 @@ def test_every_kind_of_change_is_made_by_something() -> None:
         bench.call(code, block)
         handed(bench.hypervisor)
     bench.hypervisor.powered((3, 0), 300)
+    bench.call(Code.INSTALL_INTERCEPT, intercept.INSTALL.pack(2, 3, intercept.TYPE_IO_PORT_RANGE, 80 | 81 << 16))
+    receive(bench.hypervisor, CHILD, 3, None, intercept.Trap(80, 1, 0).encode())
+    bench.call(Code.SET_VP_REGISTERS, intercept.encode_registers(2, 0, {intercept.RAX: 1}))
+    bench.call(Code.ASSERT_VIRTUAL_INTERRUPT, intercept.ASSERT_INTERRUPT.pack(2, 0, 0, 0x3E, 0))
+    bench.hypervisor.end_of_interrupt(CHILD, 0x3E)
     bench.hypervisor.ended(ROOT)
     bench.hypervisor.end_of_message(CHILD, 0, 99)
     bench.hypervisor.bind(ROOT, 101)

@@ -56,6 +56,12 @@ def test_a_topology_survives_msgpack() -> None:
     assert Topology.from_dict(msgpack.unpackb(msgpack.packb(topology.to_dict()))) == topology
 
 
+def test_roles_are_read_and_survive_msgpack() -> None:
+    topology = parse({"role": {"dns": {"cpu_limit": 1}, "files": {"port": 8080}}})
+    assert topology.roles == {"dns": data.RoleSpec(1.0, 0), "files": data.RoleSpec(None, 8080)}
+    assert Topology.from_dict(msgpack.unpackb(msgpack.packb(topology.to_dict()))) == topology
+
+
 @pytest.mark.parametrize(
     "junk", [{}, {"name": "x"}, {"vms": 3}, {"vms": [1], "switches": []}, {"vms": [], "switches": [{}]}]
 )
@@ -204,7 +210,6 @@ ONE_FAULT = {
     '[[vm]]\nname = "vm1"\nmemory = 1048577': ("vm1.memory", "try 1052672"),
     '[[vm]]\nname = "vm1"\nmemory = 0': ("vm1.memory", "is 0 bytes"),
     '[[vm]]\nname = "vm1"\nintegration_services = 1': ("vm1.integration_services", "true or false"),
-    '[[vm]]\nname = "vm1"\nintegration_services = false': ("vm1.integration_services", "devices are not built"),
     '[[vm]]\nname = "vm1"\naddress = "10.1.0.1"': ("vm1.address", "10.0.0.0/16"),
     '[[vm]]\nname = "vm1"\naddress = "10.0.0.2"\n[[vm]]\nname = "vm2"': ("vm2.address", "also the address of vm1"),
     '[[vm]]\nname = "vm1"\nvmbus_version = 4.0': ("vm1.vmbus_version", "one of 2.4"),
@@ -229,7 +234,12 @@ ONE_FAULT = {
     '[policy]\nparnt = "halt"': ("policy.parnt", 'did you mean "parent"?'),
     '[policy]\nparent = "retsart"': ("policy.parent", 'did you mean "restart"?'),
     "policy = 3": ("policy", "not a table"),
-    "[role.dns]\ncpu_limit = 0.5": ("role.dns", "roles are not available in this version"),
+    "[role.dsn]": ("role.dsn", 'did you mean "dns"?'),
+    "[role.dns]\ncpu_limit = 0": ("role.dns.cpu_limit", "give a number of cores from 0.01"),
+    "[role.dns]\nport = 65536": ("role.dns.port", "to 65535"),
+    "[role.dns]\nlimit = 1": ("role.dns.limit", 'did you mean "cpu_limit"?'),
+    'arch = "monolithic"\n[role.dns]': ("role.dns", "a monolithic hypervisor takes no roles"),
+    '[[vm]]\nname = "dns"': ("vm[0].name", "is the name of a component"),
     '[hardware.nic0]\nmodel = "8086:100e"': ("hardware.nic0", "hardware models are not available in this version"),
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from vmbus_emu import __version__
+from vmbus_emu.cli.audit import audit
 from vmbus_emu.cli.bench import bench
 from vmbus_emu.cli.chaos import chaos
 from vmbus_emu.cli.check import check
@@ -31,6 +32,8 @@ from vmbus_emu.cli.ls import ls
 from vmbus_emu.cli.pingall import pingall
 from vmbus_emu.cli.plan import plan
 from vmbus_emu.cli.ps import ps
+from vmbus_emu.cli.role import role
+from vmbus_emu.cli.services import services
 from vmbus_emu.cli.shell import shell
 from vmbus_emu.cli.start import start
 from vmbus_emu.cli.up import up
@@ -38,8 +41,8 @@ from vmbus_emu.cli.watch import watch
 
 #: In the order of ``--help``: the order in which one meets them.
 VERBS: tuple[click.Command, ...] = (
-    up, ps, exec_, shell, pingall, kill, fault, start, drain, watch, chaos, check, demo, bench, image, logs, ls, plan,
-    down, completion,
+    up, ps, exec_, shell, pingall, kill, fault, start, services, drain, watch, chaos, check, demo, audit, bench, image,
+    role, logs, ls, plan, down, completion,
 )  # fmt: skip
 
 

@@ -120,6 +120,8 @@ _TOPOLOGY_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--vms", metavar="N", help="Number of VMs.  [default: the file's, or 2]"),
     click.option("--disk", "disks", multiple=True, metavar="[VM=]FILE", type=click.Path(),
                  help="Image file for a VM (without VM=: the first), in place of the disks it has. Repeatable."),
+    click.option("--no-services", "no_services", multiple=True, metavar="VM",
+                 help="A VM without integration services: its devices are emulated. Repeatable."),
     click.option("--policy", "policies", multiple=True, metavar="ROLE=POLICY",
                  help="What a role's death leads to. Repeatable.", shell_complete=_complete_policies),
 )
@@ -143,6 +145,7 @@ def topology(
     disks: tuple[str, ...],
     policies: tuple[str, ...],
     limits: bool,
+    no_services: tuple[str, ...] = (),
 ) -> Topology:
     """What the topology options ask for. Raises ``TopologyErrors`` with everything that is wrong with them.
 
@@ -150,5 +153,7 @@ def topology(
     """
     from vmbus_emu.topology import Overrides, build
 
-    overrides = Overrides(name, arch, transport, vms, tuple(disks), tuple(policies), poll, hang_after)
+    overrides = Overrides(
+        name, arch, transport, vms, tuple(disks), tuple(policies), poll, hang_after, tuple(no_services)
+    )
     return build(file, overrides, limits)

@@ -10,16 +10,15 @@ import os
 import platform
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vmbus_emu import topology
 from vmbus_emu.client import aftermath
-from vmbus_emu.client.errors import MachineError
 from vmbus_emu.client.judging import DEVICES, OPERATIONS
-from vmbus_emu.client.machine import RECOVERY_S, Machine
+from vmbus_emu.client.machine import RECOVERY_S
 from vmbus_emu.client.run import Run
+from vmbus_emu.client.temporary import refuse_if_running, temporary
 from vmbus_emu.client.timeline_data import (
     DIED,
     INTERRUPTED,
@@ -31,7 +30,6 @@ from vmbus_emu.client.timeline_data import (
     Lane,
     read_together,
 )
-from vmbus_emu.procfs import stat_fields
 from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.topology.data import POLICIES_OF, Topology
 
@@ -45,8 +43,6 @@ VMS = ("vm1", "vm2")
 _CALM_S = 0.4
 #: The loads end when they are told to; this is for the worst case, in seconds.
 _LONGEST_S = 120.0
-#: In /proc/PID/stat, counted from the state.
-_PARENT = 1
 
 
 class Row(NamedTuple):
@@ -100,7 +96,7 @@ def isolation(arches: Sequence[str], transport: str, policies: Sequence[str], te
     scenes = [(arch, own) for arch in arches for own in _scenes(arch)]
     topologies = [_topology(arch, transport, policies, own[0]) for arch, own in scenes]
     for arch in arches:
-        _refuse_if_running(NAMES[arch])
+        refuse_if_running(NAMES[arch], "the demonstration")
     total = sum(len(own) + 2 for _, own in scenes)
     done, load, begun = 0, os.getloadavg()[0], time.monotonic()
     runs: list[dict[str, Any]] = []
@@ -151,30 +147,10 @@ def _topology(arch: str, transport: str, policies: Sequence[str], row: Row) -> T
     return topology.parse(document, flags=topology.Overrides(policies=tuple(mine)))
 
 
-def _refuse_if_running(name: str) -> None:
-    if RunFolder(name).holder() is not None:
-        raise MachineError(f'"{name}" is already running, and the demonstration needs that name',
-                           f"vmbus-emu down --name {name} ends it")  # fmt: skip
-
-
-@contextmanager
-def _up(wanted: Topology) -> Iterator[None]:
-    """A machine for as long as the block runs. Only one that we started is ended."""
-    machine, folder = Machine(wanted), RunFolder(wanted.name)
-    try:
-        machine.up()
-        yield
-    finally:
-        pid = folder.holder()
-        if pid is not None and stat_fields(pid)[_PARENT : _PARENT + 1] == [str(os.getpid())]:
-            machine.down()
-        machine.close()
-
-
 def _scene(wanted: Topology, own: Sequence[Row], say: Callable[[str, int], Any]) -> dict[str, Any]:
     """One machine and its kills; the judged run, whose kills carry the ``label`` of their row."""
     say("starts", 0)
-    with _up(wanted):
+    with temporary(wanted):
         from vmbus_emu.client.door import Door
 
         run = Run(RunFolder(wanted.name), Door(RunFolder(wanted.name)))

@@ -150,6 +150,12 @@ class Machine:
             "state": info["state"], "partitions": rows,
         }
 
+    def audit(self) -> dict[str, Any]:
+        """What each process has loaded, maps, shares, may do and reaches (:mod:`vmbus_emu.client.audit`)."""
+        from vmbus_emu.client.audit import audit
+
+        return audit(self._connected())
+
     # -- running things in VMs ------------------------------------------------------------------------
 
     def vm(self, name: str) -> Vm:
@@ -180,6 +186,23 @@ class Machine:
         vms = list(self.info()["vms"])
         return Pingall(self._connected(), vms, count).run(timeout)
 
+    # -- roles ----------------------------------------------------------------------------------------
+
+    def roles(self) -> list[dict[str, Any]]:
+        """The roles beside the hypervisor: ``name``, ``state``, ``pid``, ``listens``, ``cpu_limit``, ``in_force`` …"""
+        return list(self._connected().ask("role")["roles"])
+
+    def add_role(self, name: str, cpu_limit: float | None = None, port: int = 0) -> dict[str, Any]:
+        """Start a role in the parent partition; returns when it serves. ``cpu_limit``: cores. Raises
+        :class:`MachineError`."""
+        door = self._connected()
+        reply = door.ask("role", START_S, action="add", role=name, cpu_limit=cpu_limit or 0, port=port)
+        return dict(reply["roles"][0])
+
+    def remove_role(self, name: str) -> None:
+        """End a role; returns when its process is gone. Raises :class:`MachineError`."""
+        self._connected().ask("role", action="remove", role=name)
+
     # -- deaths ---------------------------------------------------------------------------------------
 
     def watch(self, past: bool = False) -> EventStream:
@@ -198,6 +221,18 @@ class Machine:
         """
         reply = self._connected().ask("start", timeout, vm=vm)
         return {"vm": vm, "pid": reply.get("pid"), "incarnation": reply.get("incarnation")}
+
+    def services(self, vm: str, install: bool, timeout: float = START_S) -> dict[str, Any]:
+        """Install a VM's integration services, or remove them: it shuts down in order, and starts with the other set of
+        drivers, on the same disks and with the same addresses. Returns when it is ready, with ``pid`` and
+        ``incarnation``.
+
+        Raises :class:`MachineError`.
+        """
+        reply = self._connected().ask("services", timeout, vm=vm, install=install)
+        return {
+            "vm": vm, "integration_services": install, "pid": reply.get("pid"), "incarnation": reply.get("incarnation"),
+        }  # fmt: skip
 
     def drain(self, grace_s: float = 10.0, progress: Progress | None = None) -> dict[str, Any]:
         """Have every VM shut down in turn, with a flush of its disks, and the machine reboot; returns when it is up.

@@ -9,7 +9,7 @@ from vmbus_emu import placement
 from vmbus_emu.client.aftermath import Device, Expected
 from vmbus_emu.client.observer import SPAN, Target
 from vmbus_emu.machine.policy import needed_by, policy_of
-from vmbus_emu.topology.data import Topology, VmSpec
+from vmbus_emu.topology.data import DEFAULT_POLICY, Topology, VmSpec
 
 Row = Mapping[str, Any]
 #: States in which a component's process is there and serves.
@@ -40,17 +40,21 @@ class Scene:
         """What a kill should lead to, by what ``rows`` of ``ps`` said before it."""
         host = killed["host"]
         spec = self._specs.get(host)
+        if rows.get(host, {}).get("role") == "role":
+            return Expected(host, killed["pid"], self.topology.policy.get("role", DEFAULT_POLICY["role"]), ())
         threaded = killed["component"] in self.vms and host != killed["component"]
         if spec is None or threaded:  # a zygote or a spare, whose replacement nobody sees; a VM of the monolith
             return Expected(host, killed["pid"], "halt", ())
         policy = policy_of(self.topology, spec)
         if any(rows[name]["state"] not in ALIVE for name in needed_by(spec.role)):
             policy = "halt"
+        # A VM without integration services has no channels to lose; its worker takes it along.
         carried = {one.name for one in spec.components}
         served = [vsp for vsp in placement.VSPS if vsp in carried or "parent" in carried]
         there = [vsp for vsp in served if rows[vsp]["state"] in ALIVE]
         return Expected(host, killed["pid"], policy, [
-            device for vm in self.vms.values() if rows[vm.name]["state"] in ALIVE for device in _devices(vm, there)
+            device for vm in self.vms.values() if vm.integration_services and rows[vm.name]["state"] in ALIVE
+            for device in _devices(vm, there)
         ])  # fmt: skip
 
     @staticmethod

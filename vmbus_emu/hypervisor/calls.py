@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
 
-from vmbus_emu.hypervisor import lifecycle, memory, synic
+from vmbus_emu.hypervisor import intercepts, lifecycle, memory, synic
 from vmbus_emu.hypervisor.changes import Change
 from vmbus_emu.hypervisor.core import Effect, HandDoorbell, HandOut, Hypervisor, Reply, Request, Result
 from vmbus_emu.hypervisor.tables import Vp
 from vmbus_emu.protocol import hypercall as hv
+from vmbus_emu.protocol import intercept
 from vmbus_emu.protocol.hypercall import Code, HvStatus, Privilege
 
 Handler = Callable[[Hypervisor, Request, list[Effect]], Result | None]
@@ -37,6 +38,11 @@ CALLS: dict[int, Call] = {
     Code.GET_NEXT_CHILD_PARTITION: Call(Privilege.ACCESS_PARTITION_ID, hv.NEXT_CHILD, lifecycle.next_child),
     Code.MAP_GPA_PAGES: Call(Privilege.ACCESS_MEMORY_POOL, hv.GRANT, memory.map_pages),
     Code.UNMAP_GPA_PAGES: Call(Privilege.ACCESS_MEMORY_POOL, hv.GRANT, memory.unmap_pages),
+    Code.INSTALL_INTERCEPT: Call(Privilege.CREATE_PARTITIONS, intercept.INSTALL, intercepts.install),
+    Code.SET_VP_REGISTERS: Call(Privilege.CREATE_PARTITIONS, intercept.SET_REGISTERS, intercepts.set_registers),
+    Code.ASSERT_VIRTUAL_INTERRUPT: Call(
+        Privilege.CREATE_PARTITIONS, intercept.ASSERT_INTERRUPT, intercepts.assert_interrupt
+    ),
     Code.DELETE_PORT: Call(Privilege.CREATE_PORT, hv.DELETE_PORT, synic.delete_port),
     Code.DISCONNECT_PORT: Call(Privilege.CONNECT_PORT, hv.DISCONNECT_PORT, synic.disconnect),
     Code.POST_MESSAGE: Call(Privilege.POST_MESSAGES, hv.POST_MESSAGE, synic.post_message),
@@ -45,18 +51,24 @@ CALLS: dict[int, Call] = {
     Code.CONNECT_PORT: Call(Privilege.CONNECT_PORT, hv.CONNECT_PORT, synic.connect_port),
     Code.START_VIRTUAL_PROCESSOR: Call(Privilege.CREATE_PARTITIONS, hv.START_VP, lifecycle.start_vp),
 }
+#: An access that trapped. It asks for nothing that a VP has not by itself, so it needs no privilege.
+_TRAP = Call(Privilege(0), intercept.TRAP, intercepts.trap)
 
 
-def execute(hypervisor: Hypervisor, caller: Vp, sequence: int, control: int, block: bytes) -> list[Effect]:
-    """One call of ``caller``: input control word and input block (protocol sheet 1.2), and what comes of it.
+def execute(hypervisor: Hypervisor, caller: Vp, sequence: int, control: int | None, block: bytes) -> list[Effect]:
+    """One call of ``caller``: input control word and input block (protocol sheet 1.2), and what comes of it. Without
+    a control word (``None``) it is an access of the VP's that trapped.
 
     The reply is the last effect, and effects are carried out in order: who has seen the reply finds in its socket
     what the call handed out.
     """
-    hypervisor.hypercalls += 1
     effects: list[Effect] = []
-    code = hv.call_code(control)
-    call = CALLS.get(code) if code is not None else None
+    if control is None:
+        call: Call | None = _TRAP
+    else:
+        hypervisor.hypercalls += 1
+        code = hv.call_code(control)
+        call = CALLS.get(code) if code is not None else None
     answer: Result | None
     if call is None:
         answer = HvStatus.INVALID_HYPERCALL_CODE, b""
@@ -74,7 +86,7 @@ def execute(hypervisor: Hypervisor, caller: Vp, sequence: int, control: int, blo
     return effects
 
 
-def receive(hypervisor: Hypervisor, caller: Vp, sequence: int, control: int, block: bytes) -> list[Effect]:
+def receive(hypervisor: Hypervisor, caller: Vp, sequence: int, control: int | None, block: bytes) -> list[Effect]:
     """A call as it arrives from the process of ``caller``, which must be bound: once, or again from who has no answer.
 
     A recorded hypervisor executes a sequence number once, and keeps the answer until the caller said that it has it.
@@ -115,7 +127,7 @@ def handed(hypervisor: Hypervisor) -> bool:
 def _handout(effect: Effect) -> Change | None:
     match effect:
         case HandOut(grant):
-            return "memory", grant.owner, grant.grantee, grant.gpa, grant.pages, int(grant.access)
+            return "memory", *grant.fields
         case HandDoorbell(owner, port, partition, connection):
             return "doorbell", owner, port, partition, connection
     return None

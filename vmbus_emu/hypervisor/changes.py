@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from vmbus_emu.hypervisor.tables import Caller, Grant, Owed, Partition, PartitionState, Port, Vp
+from vmbus_emu.hypervisor.tables import Caller, Grant, Intercept, Owed, Partition, PartitionState, Port, Suspended, Vp
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Access, PortType, Privilege
 
@@ -46,6 +46,7 @@ def _strip(hypervisor: Hypervisor, number: int) -> None:
         for port in [p.number for p in other.ports.values() if p.connection_partition == number]:
             _no_port(hypervisor, other.number, port)
     partition.connections.clear()
+    partition.intercepts.clear()
     for index in list(partition.vps):
         _unbind(hypervisor, number, index)
     hypervisor.grants = {g for g in hypervisor.grants if number not in (g.owner, g.grantee)}
@@ -74,6 +75,11 @@ def _unbind(hypervisor: Hypervisor, number: int, index: int) -> None:
     partition = hypervisor.partitions[number]
     del partition.vps[index]
     partition.notices.pop(index, None)
+    partition.interrupts.pop(index, None)
+    for stopped in [one for one, what in hypervisor.suspended.items() if vp in (one, what.owner)]:
+        del hypervisor.suspended[stopped]  # of a dead owner's nobody hears: such a VP stands still for ever
+    for other in hypervisor.partitions.values():
+        other.intercepts = [one for one in other.intercepts if one.owner != vp]
     del hypervisor.callers[vp]
     for started in [started for started, (caller, _) in hypervisor.starters.items() if caller == vp]:
         del hypervisor.starters[started]
@@ -86,12 +92,12 @@ def _memory(hypervisor: Hypervisor, number: int, gpa: int, pages: int) -> None:
     hypervisor.partitions[number].memory[gpa] = pages
 
 
-def _grant(hypervisor: Hypervisor, owner: int, grantee: int, gpa: int, pages: int, access: int) -> None:
-    hypervisor.grants.add(Grant(owner, grantee, gpa, pages, Access(access)))
+def _grant(hypervisor: Hypervisor, owner: int, grantee: int, gpa: int, pages: int, access: int, vp: int) -> None:
+    hypervisor.grants.add(Grant(owner, grantee, gpa, pages, Access(access), vp))
 
 
-def _no_grant(hypervisor: Hypervisor, owner: int, grantee: int, gpa: int, pages: int, access: int) -> None:
-    hypervisor.grants.remove(Grant(owner, grantee, gpa, pages, Access(access)))
+def _no_grant(hypervisor: Hypervisor, owner: int, grantee: int, gpa: int, pages: int, access: int, vp: int) -> None:
+    hypervisor.grants.remove(Grant(owner, grantee, gpa, pages, Access(access), vp))
 
 
 # -- ports, messages, events --------------------------------------------------------------------------
@@ -153,6 +159,35 @@ def _flag(hypervisor: Hypervisor, owner: int, port: int, flag: int) -> None:
 
 def _flag_seen(hypervisor: Hypervisor, owner: int, port: int, flag: int) -> None:
     hypervisor.partitions[owner].ports[port].pending_flags.remove(flag)
+
+
+# -- intercepts ----------------------------------------------------------------------------------------
+
+
+def _intercept(hypervisor: Hypervisor, partition: int, first: int, last: int, owner: Vp) -> None:
+    hypervisor.partitions[partition].intercepts.append(Intercept(first, last, owner))
+
+
+def _trap(
+    hypervisor: Hypervisor, partition: int, index: int, sequence: int, owner: Vp, number: int, trap: tuple[int, ...]
+) -> None:
+    hypervisor.suspended[partition, index] = Suspended(sequence, owner, number, trap)
+    hypervisor.next_message = number + 1
+
+
+def _resume(hypervisor: Hypervisor, partition: int, index: int) -> None:
+    del hypervisor.suspended[partition, index]
+
+
+def _interrupt(hypervisor: Hypervisor, partition: int, index: int, vector: int) -> None:
+    hypervisor.partitions[partition].interrupts.setdefault(index, set()).add(vector)
+
+
+def _interrupt_taken(hypervisor: Hypervisor, partition: int, index: int, vector: int) -> None:
+    pending = hypervisor.partitions[partition].interrupts
+    pending[index].remove(vector)
+    if not pending[index]:
+        del pending[index]
 
 
 # -- calls that may be asked again --------------------------------------------------------------------
@@ -220,6 +255,11 @@ APPLY: dict[str, Callable[..., None]] = {
     "notice taken": _notice_taken,
     "flag": _flag,
     "flag seen": _flag_seen,
+    "intercept": _intercept,
+    "trap": _trap,
+    "resume": _resume,
+    "interrupt": _interrupt,
+    "interrupt taken": _interrupt_taken,
     "pending": _pending,
     "owed": _owed,
     "result": _result,
@@ -246,6 +286,11 @@ def snapshot(hypervisor: Hypervisor) -> Iterator[Change]:
             yield "notice", number, index, *notice
         for port in partition.ports.values():
             yield from _port_snapshot(port)
+        for intercept in partition.intercepts:
+            yield "intercept", number, intercept.first, intercept.last, intercept.owner
+        for index, vectors in partition.interrupts.items():
+            for vector in sorted(vectors):
+                yield "interrupt", number, index, vector
     for partition in partitions:  # when all of the ports are there
         for connection, target in partition.connections.items():
             yield "connection", partition.number, connection, *target
@@ -254,7 +299,9 @@ def snapshot(hypervisor: Hypervisor) -> Iterator[Change]:
             caller, sequence = hypervisor.starters.get(vp, ((hv.PARTITION_INVALID, 0), 0))
             yield "start", *vp, *caller, sequence
     for grant in hypervisor.grants:
-        yield "grant", grant.owner, grant.grantee, grant.gpa, grant.pages, int(grant.access)
+        yield "grant", *grant.fields
+    for vp, stopped in hypervisor.suspended.items():
+        yield "trap", *vp, stopped.sequence, stopped.owner, stopped.number, stopped.trap
     for vp, made in hypervisor.callers.items():
         yield "answered", *vp, made.answered
         for sequence, result in made.results.items():

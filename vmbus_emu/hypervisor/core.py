@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmbus_emu.hypervisor.changes import APPLY, Change
-from vmbus_emu.hypervisor.tables import Caller, Grant, HypervisorStats, Owed, Partition, PartitionState, Port, Vp
+from vmbus_emu.hypervisor.tables import (
+    Caller,
+    Grant,
+    HypervisorStats,
+    Owed,
+    Partition,
+    PartitionState,
+    Port,
+    Suspended,
+    Vp,
+)
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import HvStatus, PortType
 
@@ -47,6 +57,14 @@ class Raise:
     vp: Vp
     sint: int
     flag: int
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Raise an interrupt at a VP."""
+
+    vp: Vp
+    vector: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +102,7 @@ class HandDoorbell:
     connection: int
 
 
-Effect = Reply | Deliver | Raise | PowerOn | PowerOff | HandOut | HandDoorbell
+Effect = Reply | Deliver | Raise | Interrupt | PowerOn | PowerOff | HandOut | HandDoorbell
 Result = tuple[HvStatus, bytes]
 
 
@@ -114,10 +132,12 @@ class Hypervisor:
         self.next_message = 1
         #: Of every VP that a process stands in for.
         self.callers: dict[Vp, Caller] = {}
+        #: VPs that stand still, because an access of theirs is somebody's to answer.
+        self.suspended: dict[Vp, Suspended] = {}
         self.owed: Owed | None = None
         self.recorded = recorded
         self.changes: list[Change] = []
-        self.hypercalls = self.refused = self.messages = self.events = 0
+        self.hypercalls = self.refused = self.messages = self.events = self.intercepts = self.interrupts = 0
 
     def change(self, what: str, *values: Any) -> None:
         """Change the tables (``changes``); there is no other way to."""
@@ -132,9 +152,7 @@ class Hypervisor:
         partition = self.partitions.get(vp[0])
         if partition is None or partition.state is PartitionState.FINALIZED or vp[1] in partition.vps:
             return False
-        if not vp[1]:  # what was granted after its last process ended was handed to nobody
-            for grant in [g for g in self.grants if g.grantee == vp[0]]:
-                self.take_back(grant)
+        self._take_back_all(vp)  # what was granted after its last process ended was handed to nobody
         self.change("bind", *vp, pid)
         return True
 
@@ -170,18 +188,20 @@ class Hypervisor:
         return []
 
     def ended(self, vp: Vp) -> list[Effect]:
-        """The process of ``vp`` ended. The VP's ports go with it, so that nobody posts into the void. VP 0's
-        descriptors of granted memory went with it too: so do the grants, and whoever takes its place must be granted
-        anew. When it was the root's VP 0, the VMBus provider, every other partition hears of it."""
+        """The process of ``vp`` ended. The VP's ports go with it, so that nobody posts into the void. Its descriptors
+        of granted memory went with it too: so do the grants, and whoever takes its place must be granted anew. When it
+        was the root's VP 0, the VMBus provider, every other partition hears of it."""
         number, index = vp
         self.change("unbind", *vp)
         for port in [p for p in self.partitions[number].ports.values() if p.vp == index]:
             self.delete_port(port)
         self._delete_doorbells(vp)
-        if index == 0:
-            for grant in [g for g in self.grants if g.grantee == number]:
-                self.take_back(grant)
+        self._take_back_all(vp)
         return self._parent_reset() if vp == (hv.PARTITION_ROOT, 0) else []
+
+    def _take_back_all(self, vp: Vp) -> None:
+        for grant in [g for g in self.grants if (g.grantee, g.vp) == vp]:
+            self.take_back(grant)
 
     def _delete_doorbells(self, dead: Vp) -> None:
         """Those that ``dead`` made, and those of others that it alone could ring: its end of the pipe is gone."""
@@ -226,6 +246,12 @@ class Hypervisor:
                 if number in port.pending_flags:
                     self.change("flag seen", port.owner, port.number, number)
 
+    def end_of_interrupt(self, caller: Vp, vector: int) -> None:
+        """``caller`` took an interrupt: the next one of its vector is raised again."""
+        partition = self.partitions[caller[0]]
+        if vector in partition.interrupts.get(caller[1], ()):
+            self.change("interrupt taken", *caller, vector)
+
     def answered(self, caller: Vp, sequence: int) -> None:
         """``caller`` has the answers of all its calls before ``sequence``."""
         if self.recorded and sequence > self.callers[caller].answered:
@@ -236,6 +262,7 @@ class Hypervisor:
         return HypervisorStats(
             self.hypercalls, self.refused, self.messages, self.events, len(self.partitions),
             sum(len(p.ports) for p in partitions), sum(len(p.connections) for p in partitions), len(self.grants),
+            self.intercepts, self.interrupts,
         )
 
     # -- for the calls ------------------------------------------------------------------------------
@@ -251,4 +278,4 @@ class Hypervisor:
         self.change("no port", port.owner, port.number)
 
     def take_back(self, grant: Grant) -> None:
-        self.change("no grant", grant.owner, grant.grantee, grant.gpa, grant.pages, int(grant.access))
+        self.change("no grant", *grant.fields)

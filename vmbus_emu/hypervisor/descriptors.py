@@ -1,6 +1,6 @@
 """The descriptors the hypervisor holds for partitions, and hands to others: of memory, and of doorbells.
 
-They leave over an inherited socket, one per partition: of memory, only for a grant that the table holds; of a doorbell,
+They leave over an inherited socket, one per process: of memory, only for a grant that the table holds; of a doorbell,
 to the two ends of its connection and to nobody else.
 """
 
@@ -22,19 +22,20 @@ class Descriptors:
     """Partitions' descriptor sockets and memory files, which belong to it from :meth:`adopt` on."""
 
     def __init__(self) -> None:
-        self._sockets: dict[int, socket.socket] = {}
+        self._sockets: dict[Vp, socket.socket] = {}
         self._memory: dict[int, dict[int, int]] = {}  # partition -> gpa of a region -> its memory file
         #: What could not be handed out: there is nobody, or it does not read, or there is no memory yet.
         self.unreachable = 0
 
     def adopt(self, vp: Vp, regions: Sequence[Mapping[str, int]], fds: Sequence[int]) -> None:
-        """``fds``: the partition's descriptor socket, then a memory file for each region of its I/O memory."""
-        partition, index = vp
-        old = self._sockets.pop(partition, None) if index == 0 else None
+        """``fds``: the process's descriptor socket, then a memory file for each region of the partition's I/O
+        memory."""
+        partition = vp[0]
+        old = self._sockets.pop(vp, None)
         if old is not None:
             old.close()
-        if fds and index == 0:
-            ours = self._sockets[partition] = socket.socket(fileno=fds[0])
+        if fds:
+            ours = self._sockets[vp] = socket.socket(fileno=fds[0])
             ours.setblocking(False)  # a guest that does not read must not stop us; send_fds ignores its flags in 3.11
         files = self._memory.setdefault(partition, {})
         for region, file in zip(regions, fds[1:], strict=True):
@@ -53,7 +54,7 @@ class Descriptors:
         mode = os.O_RDWR if grant.access & Access.WRITE else os.O_RDONLY
         fd = os.open(f"/proc/self/fd/{file}", mode | os.O_CLOEXEC)
         region = {"owner": grant.owner, "gpa": grant.gpa, "pages": grant.pages}
-        self._send(grant.grantee, {"t": "memory", **region, "access": int(grant.access)}, fd)
+        self._send((grant.grantee, grant.vp), {"t": "memory", **region, "access": int(grant.access)}, fd)
         os.close(fd)
 
     def hand_doorbell(self, doorbell: HandDoorbell) -> None:
@@ -61,14 +62,14 @@ class Descriptors:
         # Not an eventfd: both sides would share one open file, and with it O_NONBLOCK. A guest could clear that and
         # fill the counter, and the VSP would block in its next ring (docs/decisions/0011-doorbells-are-pipes.md).
         rung, ring = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._send(doorbell.owner, {"t": "doorbell", "port": doorbell.port}, rung)
-        self._send(doorbell.partition, {"t": "doorbell", "connection": doorbell.connection}, ring)
+        self._send((doorbell.owner, 0), {"t": "doorbell", "port": doorbell.port}, rung)
+        self._send((doorbell.partition, 0), {"t": "doorbell", "connection": doorbell.connection}, ring)
         os.close(rung)
         os.close(ring)
 
-    def _send(self, partition: int, message: Mapping[str, Any], fd: int) -> None:
-        """Send to the process of the partition's VP 0; one that is not there, or does not read, goes without."""
-        target = self._sockets.get(partition)
+    def _send(self, vp: Vp, message: Mapping[str, Any], fd: int) -> None:
+        """Send to the VP's process; one that is not there, or does not read, goes without."""
+        target = self._sockets.get(vp)
         if target is None:
             self.unreachable += 1
             return

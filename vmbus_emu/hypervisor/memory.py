@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from vmbus_emu.hypervisor.core import Effect, HandOut, Hypervisor, Request, Result
 from vmbus_emu.hypervisor.tables import Grant, PartitionState
+from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Access, HvStatus
 
 MAX_GRANTS = 64             # per owner
@@ -20,10 +21,13 @@ def _grant_of(hypervisor: Hypervisor, call: Request) -> Grant | HvStatus:
         return HvStatus.INVALID_PARTITION_ID
     if grantee.number != call.caller[0] and grantee.parent != call.caller[0]:
         return HvStatus.INVALID_PARTITION_ID
-    _, _, gpa, pages, access = call.args
+    _, _, gpa, pages, word = call.args
+    vp, access = word >> hv.GRANT_VP_SHIFT, word & (1 << hv.GRANT_VP_SHIFT) - 1
     if owner.memory.get(gpa) != pages or access not in (1, 2, 3):
         return HvStatus.INVALID_PARAMETER
-    return Grant(owner.number, grantee.number, gpa, pages, Access(access))
+    if vp and vp not in grantee.vps:
+        return HvStatus.INVALID_VP_INDEX
+    return Grant(owner.number, grantee.number, gpa, pages, Access(access), vp)
 
 
 def map_pages(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Result:
@@ -36,7 +40,7 @@ def map_pages(hypervisor: Hypervisor, call: Request, out: list[Effect]) -> Resul
         return HvStatus.INSUFFICIENT_MEMORY, b""
     if grant in hypervisor.grants:
         return HvStatus.OBJECT_IN_USE, b""
-    hypervisor.change("grant", grant.owner, grant.grantee, grant.gpa, grant.pages, int(grant.access))
+    hypervisor.change("grant", *grant.fields)
     out.append(HandOut(grant))
     return HvStatus.SUCCESS, b""
 

@@ -34,6 +34,7 @@ from vmbus_emu.hypervisor.core import (
     HandDoorbell,
     HandOut,
     Hypervisor,
+    Interrupt,
     PowerOff,
     PowerOn,
     Raise,
@@ -172,6 +173,11 @@ class HypervisorProcess:
             case (hv.TO_HYPERVISOR_CALL, int(sequence), int(control), bytes(block)):
                 self._apply(receive(state, vp, sequence, control, block))
                 return
+            case (hv.TO_HYPERVISOR_TRAP, int(sequence), bytes(block)):
+                self._apply(receive(state, vp, sequence, None, block))
+                return
+            case (hv.TO_HYPERVISOR_EOI, int(vector)):
+                state.end_of_interrupt(vp, vector)
             case (hv.TO_HYPERVISOR_EOM, int(port), int(number)):
                 state.end_of_message(vp, port, number)
             case (hv.TO_HYPERVISOR_EVENT_SEEN, int(sint), int(flag)):
@@ -209,6 +215,8 @@ class HypervisorProcess:
                     self._send(vp, hv.TO_PARTITION_MESSAGE, sint, message.encode(), number)
                 case Raise(vp, sint, flag):
                     self._send(vp, hv.TO_PARTITION_EVENT, sint, flag)
+                case Interrupt(vp, vector):
+                    self._send(vp, hv.TO_PARTITION_INTERRUPT, vector)
                 case PowerOn(partition, index, name):
                     self._node.lifeline.send({"t": "power_on", "partition": partition, "vp": index, "name": name})
                 case PowerOff(partition, pids):

@@ -3,8 +3,8 @@
 The predecessor wrote its changes down before it carried out their effects. Of the last ones nobody knows whether they
 happened, so they are carried out again, and each is harmless the second time:
 
-- a message: its number tells the VP that it has it. The same for a notice;
-- an event flag: it is set, or was set;
+- a message: its number tells the VP that it has it. The same for a notice, and for an intercept;
+- an event flag, or an interrupt: it is set, or was set;
 - a descriptor: nobody uses it before the call is answered, and the call was not. The later one takes the place of the
   earlier one; a doorbell's two ends are always handed out together, of one pipe;
 - a power-on: the machine answers the first.
@@ -17,7 +17,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vmbus_emu.hypervisor.changes import APPLY, Change
-from vmbus_emu.hypervisor.core import Deliver, Effect, HandDoorbell, HandOut, Hypervisor, PowerOff, PowerOn, Raise
+from vmbus_emu.hypervisor.core import (
+    Deliver,
+    Effect,
+    HandDoorbell,
+    HandOut,
+    Hypervisor,
+    Interrupt,
+    PowerOff,
+    PowerOn,
+    Raise,
+)
+from vmbus_emu.hypervisor.intercepts import delivery
 from vmbus_emu.hypervisor.tables import Grant, Vp
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol.hypercall import Access
@@ -50,7 +61,7 @@ def bind_again(hypervisor: Hypervisor, vp: Vp, pid: int) -> list[Effect]:
 def outstanding(hypervisor: Hypervisor) -> list[Effect]:
     """The effects to carry out again: descriptors first, messages in their order."""
     effects = _owed(hypervisor)
-    messages: list[Deliver] = []
+    messages = [delivery(vp, suspended) for vp, suspended in hypervisor.suspended.items()]
     for partition in hypervisor.partitions.values():
         for index, (number, kind, payload) in partition.notices.items():
             notice = hv.SynicMessage(kind, 0, payload)
@@ -60,6 +71,10 @@ def outstanding(hypervisor: Hypervisor) -> list[Effect]:
             for number, (kind, payload) in port.messages.items():
                 messages.append(Deliver(vp, port.sint, hv.SynicMessage(kind, port.number, payload), number))
             effects += [Raise(vp, port.sint, port.base_flag + flag) for flag in sorted(port.pending_flags)]
+        effects += [
+            Interrupt((partition.number, index), vector)
+            for index, vectors in partition.interrupts.items() for vector in sorted(vectors)
+        ]  # fmt: skip
     messages.sort(key=lambda message: message.number)
     effects += messages
     effects += [PowerOn(p.number, 0, p.name) for p in hypervisor.partitions.values() if p.starting]
@@ -71,8 +86,8 @@ def _owed(hypervisor: Hypervisor) -> list[Effect]:
     effects: list[Effect] = []
     for handout in hypervisor.owed.handouts if hypervisor.owed is not None else ():
         match handout:
-            case ("memory", owner, grantee, gpa, pages, access):
-                grant = Grant(owner, grantee, gpa, pages, Access(access))
+            case ("memory", owner, grantee, gpa, pages, access, vp):
+                grant = Grant(owner, grantee, gpa, pages, Access(access), vp)
                 if grant in hypervisor.grants:
                     effects.append(HandOut(grant))
             case ("doorbell", owner, port, partition, connection):

@@ -52,13 +52,40 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """``grantee`` may map ``owner``'s region of I/O memory, ``pages`` pages at guest-physical address ``gpa``."""
+    """``grantee`` may map ``owner``'s region of I/O memory, ``pages`` pages at guest-physical address ``gpa``. The
+    process that stands in for its VP ``vp`` gets the descriptor."""
 
     owner: int
     grantee: int
     gpa: int
     pages: int
     access: Access
+    vp: int = 0
+
+    @property
+    def fields(self) -> tuple[int, ...]:
+        """As plain numbers."""
+        return self.owner, self.grantee, self.gpa, self.pages, int(self.access), self.vp
+
+
+@dataclass(frozen=True, slots=True)
+class Intercept:
+    """Accesses to ports ``first`` to ``last`` are ``owner``'s to answer."""
+
+    first: int
+    last: int
+    owner: Vp
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """A VP whose access waits for ``owner``. ``sequence``: of the VP's envelope; ``number``: of the message; ``trap``:
+    the fields of a :class:`vmbus_emu.protocol.intercept.Trap`."""
+
+    sequence: int
+    owner: Vp
+    number: int
+    trap: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -79,6 +106,9 @@ class Partition:
     starting: bool = False
     #: VP index -> number, type and payload of the hypervisor's own latest message to it, until its EOM.
     notices: dict[int, tuple[int, int, bytes]] = field(default_factory=dict)
+    intercepts: list[Intercept] = field(default_factory=list)
+    #: VP index -> vectors of interrupts that were raised and not taken.
+    interrupts: dict[int, set[int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -100,7 +130,7 @@ class Owed:
     sequence: int
     status: int
     output: bytes
-    #: ``("memory", owner, grantee, gpa, pages, access)`` or ``("doorbell", owner, port, partition, connection)``.
+    #: ``("memory", owner, grantee, gpa, pages, access, vp)`` or ``("doorbell", owner, port, partition, connection)``.
     handouts: tuple[tuple[Any, ...], ...]
 
 
@@ -116,3 +146,5 @@ class HypervisorStats:
     ports: int
     connections: int
     grants: int
+    intercepts: int
+    interrupts: int

@@ -30,28 +30,31 @@ class Figures:
         #: Processes that were asked and did not answer in time, while they were stopped or slept; until they answer.
         self.hung: set[str] = set()
 
-    async def collect(self, processes: Mapping[str, Process]) -> dict[str, Any]:
-        """Figures by component; those of a process that does not answer in time are missing."""
+    async def collect(
+        self, processes: Mapping[str, Process], question: str = "stats", deadline_s: float = DEADLINE_S
+    ) -> dict[str, Any]:
+        """Figures by component; those of a process that does not answer in time are missing. To other questions than
+        ``stats`` the answers are by process."""
         number = next(self._numbers)
         collected: dict[str, Any] = {}
         complete: Future[None] = Future()
         waiting = set(processes)
         self._rounds[number] = (collected, complete, waiting)
         for process in processes.values():
-            process.line.send({"t": "stats", "id": number})
+            process.line.send({"t": question, "id": number})
         if processes:
             try:
-                await within(self._loop, FIRST_LOOK * DEADLINE_S, complete)
+                await within(self._loop, FIRST_LOOK * deadline_s, complete)
             except DeadlinePassed:
                 before = {name: first_thread(processes[name].pid) for name in waiting}
                 with contextlib.suppress(DeadlinePassed):
-                    await within(self._loop, (1 - FIRST_LOOK) * DEADLINE_S, complete)
+                    await within(self._loop, (1 - FIRST_LOOK) * deadline_s, complete)
                 self.hung |= {name for name in waiting if stands_still(before[name], first_thread(processes[name].pid))}
         del self._rounds[number]
         return collected
 
-    def arrived(self, name: str, number: int, figures: Mapping[str, Mapping[str, Any]]) -> None:
-        """A process's answer to round ``number``, by component; a late or unasked one is dropped."""
+    def arrived(self, name: str, number: int, figures: Mapping[str, Any]) -> None:
+        """A process's answer to round ``number``; a late or unasked one is dropped."""
         self.hung.discard(name)
         asked = self._rounds.get(number)
         if asked is not None and name in asked[2]:

@@ -42,11 +42,17 @@ class Identities:
     def __init__(self, topology: Topology, supervisor: Supervisor, recovers: bool) -> None:
         self.recovers = recovers
         self._supervisor = supervisor
-        self._vms = {vm.name: vm for vm in topology.vms} if topology.transport == "ring" else {}
+        self.use(topology)
         self._hypervisor: Process | None = None
         self._known: dict[int, Identity] = {}         # by pid
-        self._memory: dict[str, list[int]] = {}
+        #: By VM and by whom the region is for.
+        self._memory: dict[tuple[str, str], int] = {}
         self._ledger = [os.memfd_create("ledger", os.MFD_CLOEXEC)] if recovers else []
+
+    def use(self, topology: Topology) -> None:
+        """Whose memory there is from now on: emulated devices share some on either transport."""
+        ring = topology.transport == "ring"
+        self._vms = {vm.name: vm for vm in topology.vms if ring or not vm.integration_services}
 
     def start(self, hypervisor: Process, config: Message) -> None:
         """Start a hypervisor; a later incarnation is told who lives, and goes on."""
@@ -120,16 +126,17 @@ class Identities:
         other process, and none on a transport that shares no memory."""
         if name not in self._vms:
             return ()
-        if name not in self._memory:
-            self._memory[name] = [
-                _memory_file(f"{name}.{region['vsp']}", region["pages"] * PAGE)
-                for region in placement.io_memory(self._vms[name])
-            ]
-        return self._memory[name]
+        files = []
+        for region in placement.io_memory(self._vms[name]):
+            key = name, region["vsp"]
+            if key not in self._memory:
+                self._memory[key] = _memory_file(".".join(key), region["pages"] * PAGE)
+            files.append(self._memory[key])
+        return files
 
     def close(self) -> None:
         """All processes have ended: what was kept for them is not needed any more."""
-        for fd in (*self._ledger, *(fd for files in self._memory.values() for fd in files)):
+        for fd in (*self._ledger, *self._memory.values()):
             os.close(fd)
 
 

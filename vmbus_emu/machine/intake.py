@@ -16,6 +16,8 @@ from vmbus_emu.lifeline import CHUNK
 Fields = Mapping[str, tuple[type, ...]]
 
 _INT, _STR, _BYTES, _BOOL = (int,), (str,), (bytes,), (bool,)
+#: The answer to the question what code a process has loaded.
+_LOADED: Fields = {"id": _INT, "files": (dict,)}
 
 #: From the processes of the machine itself, by the sender's role.
 OWN: Mapping[str, Mapping[str, Fields]] = {
@@ -24,8 +26,15 @@ OWN: Mapping[str, Mapping[str, Fields]] = {
         "beat": {"id": _INT},
         "request": {"client": _BYTES, "pid": _INT, "request": (dict,)},
         "client_gone": {"client": _BYTES},
+        "loaded": _LOADED,
     },
-    "zygote": {"ready": {"component": _STR}, "born": {"name": _STR, "incarnation": _INT, "pid": _INT}},
+    "role": {
+        "ready": {"component": _STR}, "not_started": {"component": _STR, "why": _STR}, "beat": {"id": _INT},
+        "stats": {"id": _INT, "stats": (dict,)}, "loaded": _LOADED,
+    },
+    "zygote": {
+        "ready": {"component": _STR}, "born": {"name": _STR, "incarnation": _INT, "pid": _INT}, "loaded": _LOADED,
+    },
 }
 #: From every process that carries components.
 ANYBODY: Mapping[str, Fields] = {
@@ -37,6 +46,7 @@ ANYBODY: Mapping[str, Fields] = {
     "device": {"component": _STR, "device": _STR, "what": _STR, "resent": _INT, "ns": _INT},
     "log": {"component": _STR, "text": _STR},
     "stats": {"id": _INT, "stats": (dict,)},
+    "loaded": _LOADED,
     "shut_down": {"component": _STR, "unflushed": (list,)},
     "out": {"session": _INT, "stream": _INT, "data": _BYTES},
     "need": {"session": _INT, "chunks": _INT},
@@ -65,12 +75,15 @@ SPOKESMEN = frozenset(("management",))
 REQUESTS: Mapping[str, Fields] = {
     "info": {},
     "ps": {},
+    "audit": {},
     "down": {},
     "watch": {"past": _BOOL},
     "kill": {"component": _STR, "fault": _STR, "at": _STR, "clear": _BOOL},
     "fault": {"component": _STR, "faults": (list,), "seconds": (int, float), "seed": _INT, "clear": _BOOL},
     "start": {"vm": _STR},
+    "role": {"action": _STR, "role": _STR, "cpu_limit": (int, float), "port": _INT},
     "drain": {"grace_s": (int, float)},
+    "services": {"vm": _STR, "install": _BOOL},
     "exec": {"vm": _STR, "argv": (list,)},
     "stdin": {"session": _INT, "data": _BYTES, "end": _BOOL},
     "credit": {"session": _INT, "chunks": _INT},
@@ -84,6 +97,8 @@ _MAX_INT = 1 << 63
 #: Calls that one beat may name: one per VM, and some of I/O workers.
 MOST_CALLS = 4096
 _MAX_COUNTERS = 64
+#: Files of code that a process may say it has loaded.
+_MAX_FILES = 4096
 
 
 class Refused(Exception):
@@ -143,6 +158,17 @@ def understood(request: Mapping[str, Any]) -> str:
 def figures(stats: Mapping[Any, Any], carried: Collection[str]) -> dict[str, dict[str, Any]]:
     """Of what a process reports, what is about its own components and has the right shape."""
     return {name: _figures(stats[name]) for name in carried if isinstance(stats.get(name), dict)}
+
+
+def files(reported: Mapping[Any, Any]) -> dict[str, list[str]] | None:
+    """What a process says it has loaded, by folder; ``None`` if that has another shape."""
+    if not all(type(folder) is str and type(paths) is list for folder, paths in reported.items()):
+        return None
+    if sum(map(len, reported.values())) > _MAX_FILES:
+        return None
+    if not all(type(path) is str for paths in reported.values() for path in paths):
+        return None
+    return dict(reported)
 
 
 def _figures(reported: Mapping[Any, Any]) -> dict[str, Any]:

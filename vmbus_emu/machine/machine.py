@@ -10,6 +10,7 @@ Longer than most: every message of a process, every death and every request come
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -28,16 +29,21 @@ from vmbus_emu.machine.listing import Listing
 from vmbus_emu.machine.media import Medium
 from vmbus_emu.machine.orders import Orders
 from vmbus_emu.machine.policy import policy_of
-from vmbus_emu.machine.power import ROOT_PROCESSES, BootFailed, Power
+from vmbus_emu.machine.power import BOOT_DEADLINE_S, ROOT_PROCESSES, BootFailed, Power
 from vmbus_emu.machine.recovery import Recovery, describe
+from vmbus_emu.machine.roles import Roles
+from vmbus_emu.machine.services import Services
 from vmbus_emu.machine.shutdown import Shutdown, phases
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
+from vmbus_emu.machine.workers import partner
 from vmbus_emu.runfolder import RunFolder
-from vmbus_emu.task import Future, Task
+from vmbus_emu.task import DeadlinePassed, Future, Task, within
 from vmbus_emu.topology.data import Topology
 
 #: Before the front door, or a zygote that never was ready, is started anew: it must not keep the machine busy forking.
 RESTART_DELAY_S = 0.05
+#: How long a process may take to tell which code it has loaded: some have to load what tells it.
+AUDIT_DEADLINE_S = 2.0
 #: Messages refused that are written to the log; the rest are only counted.
 LOGGED_REFUSALS = 20
 
@@ -55,6 +61,8 @@ class Machine:
         self._vms = {vm.name: vm for vm in topology.vms}
         self._figures = Figures(loop)
         self._fallen: dict[str, str] = {}
+        #: VM or worker -> why it was ended with the other one of the two.
+        self._taken_along: dict[str, str] = {}
         self._names = {spec.name: frozenset(c.name for c in spec.components) for spec in self._specs.values()}
         self._refused = 0
         self._front_restarts = 0
@@ -82,9 +90,28 @@ class Machine:
         self._listing = Listing(
             self.supervisor, self._specs, self._figures, self._recovery, self._beats, self._drain, self._fallen
         )
-        self._orders = Orders(
-            loop, topology, self._specs, self.supervisor, self._recovery, self._drain, self._events, self._reply
+        self._roles = Roles(
+            loop, topology, self.supervisor, self._events, folder.groups_file, self.log, lambda: self._power.off
         )
+        self._orders = Orders(
+            loop, topology, self._specs, self.supervisor, self._recovery, self._drain, self._events, self._reply,
+            self._roles,
+        )
+
+        self._services = Services(
+            loop, self.supervisor, self._specs, self._recovery, self._reply, self._use
+        )
+
+    def _use(self, topology: Topology) -> None:
+        """From now on this is a machine of ``topology``; those who were given our tables see the changes."""
+        self.topology = topology
+        self._specs.clear()
+        self._specs.update({spec.name: spec for spec in placement.processes(topology)})
+        self._vms.update({vm.name: vm for vm in topology.vms})
+        self._hosts.clear()
+        self._hosts.update({c.name: spec.name for spec in self._specs.values() for c in spec.components})
+        self._names = {spec.name: frozenset(c.name for c in spec.components) for spec in self._specs.values()}
+        self._power.use(topology)
 
     @property
     def _power(self) -> Power:
@@ -99,6 +126,12 @@ class Machine:
         """Bring everything up. Raises :class:`BootFailed`."""
         self._beats.begin()
         await self._power.boot(self.progress)
+        roles: Future[None] = Future()
+        self._roles.begin(lambda why: roles.resolve(None) if why is None else roles.reject(BootFailed(why)))
+        try:
+            await within(self.loop, BOOT_DEADLINE_S, roles)
+        except DeadlinePassed:
+            raise BootFailed(f"the roles do not serve after {BOOT_DEADLINE_S:.0f} s") from None
         self._up()
 
     def _up(self) -> None:
@@ -121,6 +154,7 @@ class Machine:
                 self._drain.stop(f"the VMs are drained, but the reboot failed: {error}", "it is tried again")
                 return
             self._up()
+            self._roles.begin(lambda why: None if why is None else self.log(why))
 
         Task(self.loop, power.boot(lambda component, done, total: None)).then(booted)
         return power
@@ -136,6 +170,10 @@ class Machine:
             return
         self._beats.heard(process, message)
         match message["t"]:
+            case "ready" if role == "role":
+                self._roles.became_ready(process, message)
+            case "not_started" if role == "role":
+                self._roles.not_started(process, message["why"])
             case "ready":
                 self._became_ready(message["component"])
             case "good":
@@ -167,6 +205,8 @@ class Machine:
                 self._not_started(message["component"], message["why"])
             case "stats":
                 self._figures.arrived(process.name, message["id"], intake.figures(message["stats"], carried))
+            case "loaded":
+                self._figures.arrived(process.name, message["id"], {process.name: intake.files(message["files"])})
             case "request":
                 self._conversations.arrived(message["client"], message["pid"], message["request"])
             case "client_gone":
@@ -179,6 +219,8 @@ class Machine:
         name = name.removesuffix(SPARE)
         if name in self._specs:
             return self._specs[name].role, self._names[name]
+        if name in self._roles:
+            return "role", (name,)
         return ("front" if name == "front" else "zygote"), (name,)
 
     def _refuse(self, process: Process, message: Message) -> None:
@@ -209,6 +251,7 @@ class Machine:
 
     def _became_ready(self, component: str) -> None:
         self._power.became_ready(component)
+        self._taken_along.pop(component, None)
         host = self.supervisor.processes.get(self._hosts.get(component, ""))
         if host is not None and host.name == component:
             self._recovery.ready(component)
@@ -223,6 +266,8 @@ class Machine:
         self.log(f"{process.name} (pid {process.pid}, incarnation {process.incarnation}) {process.ending}")
         self._consoles.process_died(process)
         self._figures.died(process.name)
+        expected = self._services.expects(process)
+        self._services.exited(process)
         self._power.exited(process)
         if process.name == "front":
             self._conversations.front_gone()
@@ -237,13 +282,18 @@ class Machine:
             return
         said = last_words(self.supervisor.log(process.name.removesuffix(SPARE)).tail).reason
         reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {said}" if said else "")
-        if not self._drain.shut_down(process):
-            carried = sorted(self._names.get(process.name, ()))
-            self._events.emit("died", **describe(process, carried), reason=said, **self._captured(process, carried))
+        if not expected and not self._drain.shut_down(process) and not self._roles.leaves(process):
+            carried = sorted(self._names.get(process.name, (process.name,) if process.name in self._roles else ()))
+            why = said or self._taken_along.get(process.name, "")
+            self._events.emit("died", **describe(process, carried), reason=why, **self._captured(process, carried))
         if process.name.endswith(SPARE):
             self._recovery.spare_died(process)
         elif process.name in self._specs:
-            self._component_process_died(process, reason)
+            self._component_process_died(process, reason, expected)
+        elif process.name in self._roles:
+            self._roles.exited(process)
+            if self._recovery.rebooting and self._power.off:
+                self._recovery.process_ended()
         else:
             self._zygote_died(process, reason)
 
@@ -263,7 +313,8 @@ class Machine:
             self._power.start_zygote(role, process.name)
         elif born is not None and self.state == "starting":  # it cannot load its role's code; no other one could
             born.reject(BootFailed(reason))
-            self._power.cannot_boot([s.name for s in self._specs.values() if s.role == role], reason)
+            borne = [spec.name for spec in self._specs.values() if placement.zygote_of(spec) == process.name]
+            self._power.cannot_boot(borne, reason)
         elif born is not None:  # the code is good: somebody killed this one early
             self.loop.call_later(RESTART_DELAY_S, self._restart_zygote, self._power, role, process.name)
 
@@ -272,20 +323,30 @@ class Machine:
         if not power.off:
             power.start_zygote(role, name)
 
-    def _component_process_died(self, process: Process, reason: str) -> None:
+    def _component_process_died(self, process: Process, reason: str, expected: bool) -> None:
         if "hypervisor" in self.supervisor.running:
             self.supervisor.running["hypervisor"].line.send({"t": "died", "pid": process.pid})
+        if not expected:
+            self._end_partner(process, reason)
         if not self._power.booting:
             self._power.cannot_boot(self._names[process.name], reason)
-            if not self._drain.exited(process):
+            if not self._drain.exited(process) and not expected:
                 self._recovery.died(process)
             self._settle_state()
         elif self._recovery.replaces(process):
             self._recovery.died(process)
         else:  # of what others need, nobody would come up who is not there yet
-            alone = self._specs[process.name].role == "child"
+            alone = self._specs[process.name].role in ("child", "worker")
             self._power.cannot_boot(self._names[process.name] if alone else self._power.ready, reason)
         self._tell_of_death(process)
+
+    def _end_partner(self, process: Process, reason: str) -> None:
+        """A VM and its worker end together."""
+        other = self.supervisor.running.get(partner(self._specs, process.name) or "")
+        if other is not None:
+            self._taken_along[other.name] = reason
+            self.log(f"{other.name} ends with {reason}")
+            self.supervisor.kill(other)
 
     def _settle_state(self) -> None:
         """What the machine as a whole is, by what its processes are."""
@@ -339,17 +400,32 @@ class Machine:
                 self._reply(client, {"id": number, "info": self.info()})
             case "ps":
                 Task(self.loop, self._ps(client, number))
+            case "audit":
+                Task(self.loop, self._audit(client, number))
             case "watch":
                 self._events.watch(client, number, request.get("past", False))
             case "kill" | "fault" | "start" | "drain":
                 self._orders.carry_out(client, number, request)
                 self._settle_state()
+            case "role":
+                self._role(client, number, request)
+            case "services":
+                self._change_services(client, number, request)
             case "exec":
                 self._exec(client, number, request["vm"], request.get("argv", []))
             case "stdin" | "credit" | "cancel":
                 self._consoles.from_client(client, request)
             case "down":
                 self.power_off(lambda step: self._reply(client, {"id": number, **step}))
+
+    def _change_services(self, client: bytes, number: int, request: Message) -> None:
+        try:
+            self._services.begin(
+                client, number, self.topology, request.get("vm", ""), request.get("install", True)
+            )
+        except intake.Refused as refused:
+            error, hint = refused.args
+            self._reply(client, {"id": number, "error": error, "hint": hint})
 
     def _exec(self, client: bytes, number: int, vm: str, argv: list[str]) -> None:
         if vm not in self._vms:
@@ -363,7 +439,7 @@ class Machine:
         elif vm in self._drain.off:
             ending = "is off: it was shut down"
         elif not host.running:
-            ending = f"is dead: {host.name} was {host.ending}"
+            ending = f"is dead: {self._taken_along.get(vm) or f'{host.name} was {host.ending}'}"
         elif vm in self._fallen:
             ending = f"is dead: {self._fallen[vm]}"
         elif not self._power.ready[vm].done:
@@ -389,7 +465,23 @@ class Machine:
     async def _ps(self, client: bytes, number: int) -> None:
         counters = {"front_restarts": self._front_restarts, "refused": self._refused}
         rows = await self._listing.rows(counters)
+        rows += await self._roles.rows(self._figures, self._beats, time.monotonic())
         self._reply(client, {"id": number, "info": self.info(), "rows": rows})
+
+    def _role(self, client: bytes, number: int, request: Message) -> None:
+        try:
+            self._roles.order(request, lambda answer: self._reply(client, {"id": number, **answer}))
+        except intake.Refused as refused:
+            error, hint = refused.args
+            self._reply(client, {"id": number, "error": error, "hint": hint})
+
+    async def _audit(self, client: bytes, number: int) -> None:
+        from vmbus_emu.machine.audit import processes  # what nobody asks for is not in every process that is forked
+
+        running = dict(self.supervisor.running)
+        answers = await self._figures.collect(running, "loaded", AUDIT_DEADLINE_S)
+        rows = processes(running, {name: self._carried(name) for name in running}, answers)
+        self._reply(client, {"id": number, "info": self.info(), **rows})
 
     # -- power off ----------------------------------------------------------------------------------
 
@@ -401,10 +493,13 @@ class Machine:
             self._drain.stop("the machine is taken down")
             self._beats.end()
             guests = [self._hosts[vm] for vm in self._vms]
-            self._shutdown = Shutdown(self.loop, self.supervisor, phases(self._specs, guests), report, self._gone)
+            ordered = phases(self._specs, guests)
+            ordered[0] += self._roles
+            self._shutdown = Shutdown(self.loop, self.supervisor, ordered, report, self._gone)
             self._shutdown.begin()
         else:
             self._shutdown.listeners.append(report)
 
     def _gone(self) -> None:
+        self._roles.close()
         self.loop.stop()

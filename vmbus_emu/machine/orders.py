@@ -7,7 +7,7 @@ component that shares a process takes it along: the answer names both.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vmbus_emu import faults, placement
@@ -54,8 +54,9 @@ class Orders:
 
     def __init__(
         self, loop: Loop, topology: Topology, specs: Mapping[str, ProcessSpec], supervisor: Supervisor,
-        recovery: Recovery, drain: Drain, events: Events, reply: Reply,
+        recovery: Recovery, drain: Drain, events: Events, reply: Reply, roles: Collection[str] = (),
     ) -> None:
+        """``roles``: those of the parent partition that there are, at any time."""
         self._loop = loop
         self._arch = topology.arch
         self._degraded = policy_of(topology, specs["hypervisor"]) == "degraded"
@@ -67,8 +68,13 @@ class Orders:
         self._events = events
         self._reply = reply
         self._specs = specs
-        self._components = {c.name: (spec.name, c.role) for spec in specs.values() for c in spec.components}
+        self._roles = roles
         self.armed = Armed(topology, specs, supervisor, recovery, events)
+
+    @property
+    def _components(self) -> dict[str, tuple[str, str]]:
+        """The process that carries each component, and its role."""
+        return {c.name: (spec.name, c.role) for spec in self._specs.values() for c in spec.components}
 
     def carry_out(self, client: bytes, number: int, request: Message) -> None:
         """``kill``, ``fault``, ``start`` or ``drain``; :func:`vmbus_emu.machine.intake.understood` has looked at it."""
@@ -123,6 +129,8 @@ class Orders:
             host = component if component != own else host
         elif component in placement.ZYGOTES.values():
             host, role = component, "zygote"
+        elif component in self._roles:
+            host, role = component, "role"
         else:
             raise Refused(f"there is no component {component!r}", f"there are {', '.join(self._components)}")
         why, _, hint = faults.refusal(self._arch, role, fault.name).partition("; ")

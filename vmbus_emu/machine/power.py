@@ -21,6 +21,7 @@ from vmbus_emu.machine.media import Medium
 from vmbus_emu.machine.policy import is_replaced
 from vmbus_emu.machine.spares import Spares
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
+from vmbus_emu.machine.workers import Cables
 from vmbus_emu.placement import ProcessSpec
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.runfolder import RunFolder
@@ -67,9 +68,14 @@ class Power:
         self._media = media
         self._supervisor = supervisor
         self._specs = specs
+        self._cables = Cables(topology, specs, supervisor)
+        #: Of processes whose end somebody waits for.
+        self._ends: dict[str, Future[None]] = {}
         self._identities = Identities(topology, supervisor, placement.recovers(topology))
         self._places: dict[str, tuple[int, int]] = {}       # partition and VP of each component's process
         self._bearing: set[tuple[int, int]] = set()
+        #: Worker -> the partition of its VM, which has no process yet when the worker starts.
+        self._worked_for: dict[str, int] = {}
         self._spares = Spares(supervisor)
         self._front_ready: Future[None] = Future()
         self._booted = False
@@ -84,6 +90,14 @@ class Power:
         self.off = False
         #: Called with each process before it is told to start, and with whether it was a spare.
         self.on_start: Callable[[Process, bool], Any] = lambda process, spare: None
+
+    def use(self, topology: Topology) -> None:
+        """The machine is one of ``topology`` now; its specs have been changed. Of what runs nothing changes."""
+        self._topology = topology
+        self._identities.use(topology)
+        self._cables.topology = topology
+        names = {component.name for spec in self._specs.values() for component in spec.components}
+        self.ready = {name: self.ready.get(name) or Future() for name in names}
 
     async def boot(self, progress: Progress) -> None:
         """Bring everything up. Raises :class:`BootFailed`."""
@@ -147,7 +161,9 @@ class Power:
         return Task(self._loop, self._give_birth(spec, spare), watched=True)
 
     async def _give_birth(self, spec: ProcessSpec, spare: bool) -> tuple[Process, socket.socket] | None:
-        zygote = placement.zygotes(self._topology).get(spec.role)
+        zygote = placement.zygote_of(spec)
+        if zygote not in self.zygotes:
+            zygote = None
         near, far = lifeline.pair()
         if zygote is None:
             return self._supervisor.spawn(spec.name, spec.entry, far, spare), near
@@ -166,10 +182,13 @@ class Power:
             self.start_zygote(role, name)
 
     def start_zygote(self, role: str, name: str) -> None:
+        spec = next((spec for spec in self._specs.values() if placement.zygote_of(spec) == name), None)
+        if spec is None:  # its VMs have lost their integration services meanwhile: it bears nobody any more
+            self.zygotes.pop(name, None)
+            return
         process = self._supervisor.spawn(name, placement.ZYGOTE_ENTRY)
         if name not in self.zygotes or self.zygotes[name].done:  # else somebody may be waiting for it already
             self.zygotes[name] = Future()
-        spec = next(spec for spec in self._specs.values() if spec.role == role)
         process.line.send({"t": "start", "config": {"entries": placement.preloaded(self._topology, spec)}})
 
     async def _install(
@@ -230,6 +249,9 @@ class Power:
     def exited(self, process: Process) -> None:
         """A process was reaped: nobody waits for it any more."""
         self._identities.exited(process)
+        ended = self._ends.pop(process.name, None)
+        if ended is not None:
+            ended.resolve(None)
         self._loop.call_later(SWEEP_AFTER_S, self._sweep, process)
         self._spares.exited(process)
 
@@ -279,10 +301,12 @@ class Power:
         if spec.name in self.crash_at:
             process.line.send(self.crash_at.pop(spec.name))
         process.line.send({"t": "start", "config": self._config(spec, process)}, self._identities.io_memory(spec.name))
+        self._cables.started(process)
 
     def _send_media(self, process: Process, spec: ProcessSpec) -> None:
-        if any(component.role == "storvsp" for component in spec.components):
-            for medium in self._media.values():
+        serves = any(component.role == "storvsp" for component in spec.components)
+        for medium in self._media.values():
+            if serves or spec.name == placement.worker_of(medium.name.partition(".")[0]):
                 fds = [medium.fd] if medium.fd >= 0 else []
                 process.line.send({"t": "medium", "name": medium.name, "info": medium.describe()}, fds)
 
@@ -295,6 +319,8 @@ class Power:
         )
         again = spec.name in self._revived
         config["running"] = self._running() if again else []
+        if "worker" in config:
+            config["worker"]["partition"] = self._worked_for[spec.name]
         if "management" in config["components"]:
             parent = self._specs.get("parent")
             config["known"] = [number for number, _ in self._places.values() if number != hv.PARTITION_ROOT]
@@ -326,8 +352,10 @@ class Power:
     async def _bear(self, spec: ProcessSpec, partition: int, vp: int) -> None:
         self._bearing.add((partition, vp))
         try:
+            await self._start_worker(placement.worker_of(spec.name), partition)
             born = await self._born(spec)
-        except BootFailed:
+        except BootFailed as error:
+            self.cannot_boot([spec.name], str(error))  # with more of a reason than the hypervisor will hear
             born = None
         self._bearing.discard((partition, vp))
         if born is None:
@@ -338,6 +366,28 @@ class Power:
         if parent is not None and "parent" in self._revived:  # the one that attached it may be dead
             parent.line.send({"t": "partition", "partition": partition, "name": spec.name, "kind": _kind(spec)})
         await self._install("powered", spec, *born)
+
+    async def _start_worker(self, name: str, partition: int) -> None:
+        """Start the worker of the VM that is about to start in ``partition``, if it has one, and wait until it is
+        ready. Raises :class:`BootFailed`."""
+        spec = self._specs.get(name)
+        if spec is None:
+            return
+        if name in self._supervisor.running:  # the last one's, which is on its way out
+            await self._ends.setdefault(name, Future())
+        self.renew(name)
+        self._worked_for[name] = partition
+        born = await self._born(spec)
+        if born is None:
+            raise BootFailed(f"{name} could not be started")
+        vm = next(vm.name for vm in self._topology.vms if placement.worker_of(vm.name) == name)
+        self._places[name] = hv.PARTITION_ROOT, placement.worker_vp(self._topology, vm)
+        if not await self._install("bind", spec, *born) and not self.ready[name].done:
+            raise BootFailed(f"{name} has no place in the hypervisor")
+        try:  # if it is dead by now, this says of what
+            await within(self._loop, BOOT_DEADLINE_S, self.ready[name])
+        except DeadlinePassed:
+            raise BootFailed(f"{name} not ready after {BOOT_DEADLINE_S:.0f} s") from None
 
     # -- what processes say ---------------------------------------------------------------------------
 

@@ -169,7 +169,10 @@ class Recovery:
     def _hold_partitions(self) -> None:
         """Management died: what it was asked for and had not done, its next incarnation is asked for."""
         if self.power.booting:  # of all that is not there yet
-            self._asked = {name for name in self._specs if not self.power.place(name) and name != "hypervisor"}
+            self._asked = {
+                name for name, spec in self._specs.items()
+                if not self.power.place(name) and name != "hypervisor" and spec.role != "worker"
+            }  # fmt: skip
             self.restarting |= self._asked
         self._held += [spec for name, spec in self._specs.items() if name in self._asked and spec not in self._held]
         self._asked.clear()

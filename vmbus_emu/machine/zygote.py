@@ -23,14 +23,15 @@ import msgpack
 
 from vmbus_emu import node
 from vmbus_emu.lifeline import MAX_MESSAGE, Message
-from vmbus_emu.node import Birth, Node, load
+from vmbus_emu.node import EVIDENCE, Birth, Node, load
 
 _M_ARENA_MAX = -8
 _STOP = msgpack.packb({"t": "stop"})
 
 
 class Zygote:
-    """Told what to load (``entries``) at its start; from then on every message but ``stop`` is a birth."""
+    """Told what to load (``entries``) at its start; from then on every message but ``stop`` is a birth, or the
+    question what it has loaded."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -68,9 +69,13 @@ def _bear_for_ever(line: socket.socket) -> NoReturn:
 
 def _bear(line: socket.socket, raw: bytes, fds: list[int]) -> NoReturn:
     """In the middle process. ``fds``: the new one's lifeline, its log, and its descriptor socket."""
+    order = msgpack.unpackb(raw)
+    if order["t"] == "loaded":  # a copy has everything in memory that the zygote has, and so can answer for it
+        line.send(msgpack.packb({"t": "loaded", "id": order["id"], "files": load(EVIDENCE)()}))
+        os._exit(0)
     middle = os.getpid()
     pid = os.fork()
-    birth = Birth(**msgpack.unpackb(raw)["birth"])
+    birth = Birth(**order["birth"])
     if pid == 0:
         node.enter(birth, socket.socket(fileno=fds[0]), socket.socket(fileno=fds[2]), fds[1], middle)
     line.send(msgpack.packb({"t": "born", "name": birth.name, "incarnation": birth.incarnation, "pid": pid}))

@@ -36,6 +36,7 @@ MESSAGE_PARENT_BACK = 0x11
 MESSAGE_HYPERVISOR_BIT = 0x80000000
 #: Ours, in the hypervisor's own range: the parent partition is a new incarnation, or gone (payload: u32).
 MESSAGE_PARENT_RESET = 0x8000F001
+MESSAGE_IO_PORT_INTERCEPT = 0x80010000
 
 # -- well-known connections of a child (1.6) ----------------------------------------------------------
 
@@ -55,10 +56,13 @@ class Code(enum.IntEnum):
     GET_NEXT_CHILD_PARTITION = 0x47
     MAP_GPA_PAGES = 0x4B
     UNMAP_GPA_PAGES = 0x4C
+    INSTALL_INTERCEPT = 0x4D
+    SET_VP_REGISTERS = 0x51
     DELETE_PORT = 0x58
     DISCONNECT_PORT = 0x5B
     POST_MESSAGE = 0x5C
     SIGNAL_EVENT = 0x5D
+    ASSERT_VIRTUAL_INTERRUPT = 0x94
     CREATE_PORT = 0x95
     CONNECT_PORT = 0x96
     START_VIRTUAL_PROCESSOR = 0x99
@@ -141,8 +145,10 @@ GET_PROPERTY = struct.Struct("<QI4x")
 #: GetNextChildPartition: the parent, and the child before the wanted one (0: the first is wanted).
 NEXT_CHILD = struct.Struct("<QQ")
 PROPERTY_VALUE = struct.Struct("<Q")
-#: MapGpaPages / UnmapGpaPages, in our form of a grant: owner, grantee, first GPA, pages, access.
+#: MapGpaPages / UnmapGpaPages, in our form of a grant: owner, grantee, first GPA, pages, access. In the upper half of
+#: the access stands the grantee's VP whose process gets the memory; it is 0 but for a worker in the root partition.
 GRANT = struct.Struct("<QQQII")
+GRANT_VP_SHIFT = 16
 DELETE_PORT = struct.Struct("<QII")
 DISCONNECT_PORT = struct.Struct("<QI4x")
 #: PostMessage header; the payload follows.
@@ -198,9 +204,12 @@ TO_HYPERVISOR_CALL = 0          # [0, sequence, control word, input block]
 TO_HYPERVISOR_EOM = 1           # [1, port id, number]: the port's messages up to this one left their buffers
 TO_HYPERVISOR_EVENT_SEEN = 2    # [2, sint, flag number]
 TO_HYPERVISOR_ANSWERED = 3      # [3, sequence]: the answers of all calls before this one have arrived
+TO_HYPERVISOR_EOI = 4           # [4, vector]: the interrupt was taken, and may be raised again
+TO_HYPERVISOR_TRAP = 5          # [5, sequence, trap block]: an access to a port; the answer is a result
 TO_PARTITION_RESULT = 0         # [0, sequence, result word, output block]
 TO_PARTITION_MESSAGE = 1        # [1, sint, HV_MESSAGE, number]: a later message of any port has a higher one
 TO_PARTITION_EVENT = 2          # [2, sint, flag number]
+TO_PARTITION_INTERRUPT = 3      # [3, vector]
 MAX_ENVELOPE = 1024
 #: Calls of a VP process have the sequence numbers 1, 2, 3 ... From the oldest that has no answer yet to the newest
 #: there may be so many.

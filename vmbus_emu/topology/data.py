@@ -37,16 +37,23 @@ POLICIES_OF: Mapping[str, tuple[str, ...]] = {
     "storvsp": ("restart", "standby", "halt"),
     "netvsp": ("restart", "standby", "halt"),
     "child": ("halt", "restart"),
-    "worker": ("halt", "restart"),
+    "worker": ("halt",),
     "role": ("restart", "halt"),
 }
 DEFAULT_POLICY = {role: policies[0] for role, policies in POLICIES_OF.items()}
 #: Versions a child can be told to offer at most (protocol sheet 2.3), oldest first.
 VMBUS_VERSIONS = ("2.4", "3.0", "4.0", "4.1", "5.0", "5.1", "5.2", "5.3", "6.0")
 
+#: What the parent partition can run beside the VMs, if asked to.
+ROLES = ("dns", "files")
+#: Why a placement without a parent partition takes none.
+NO_ROLES = "a monolithic hypervisor takes no roles: there is no parent partition, they would run in its own memory"
+#: Cores that a role may use, at least and at most.
+MIN_CPU_LIMIT, MAX_CPU_LIMIT = 0.01, 1024.0
+
 #: Names of components; a VM that took one could not be told from it in ``ps`` or in a policy.
 RESERVED_NAMES = frozenset(
-    ("machine", "hypervisor", "parent", "management", "storvsp", "netvsp", "zygote", "hw", "monolith")
+    ("machine", "hypervisor", "parent", "management", "storvsp", "netvsp", "zygote", "hw", "monolith", "dns", "files")
 )
 NAME_RULE = "a lower-case letter, then up to 31 lower-case letters, digits or dashes"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
@@ -66,6 +73,11 @@ MAX_DISK_BYTES = 1 << 60
 #: The NIC's index is one byte of its generated MAC; SCSI targets of one controller are 64.
 MAX_NICS = 256
 MAX_DISKS = 64
+#: Of a VM without integration services: two IDE channels of two drives, and as many adapters as Hyper-V allows.
+MAX_IDE_DISKS = 4
+MAX_LEGACY_NICS = 4
+#: What the name of such a VM's worker ends with.
+WORKER_SUFFIX = "-worker"
 #: Addresses per /24 when .0 and .255 are skipped, in 256 of them.
 MAX_VMS = 254 * 256
 
@@ -104,6 +116,13 @@ def parse_hang_after(value: object) -> float | None:
     match = _TIME.match(value) if isinstance(value, str) else None
     seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
     return seconds if MIN_HANG_AFTER_S <= seconds <= MAX_HANG_AFTER_S else None
+
+
+def parse_cpu_limit(value: object) -> float | None:
+    """Cores, if ``value`` can be a limit of them; else ``None``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if MIN_CPU_LIMIT <= value <= MAX_CPU_LIMIT else None
 
 
 def parse_mac(value: object) -> bytes | None:
@@ -165,6 +184,14 @@ class SwitchSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class RoleSpec:
+    """One role. ``cpu_limit``: cores that it may use, ``None`` is no limit. ``port``: 0 is the kernel's choice."""
+
+    cpu_limit: float | None = None
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
     """One machine. ``transport`` means nothing in the monolithic architecture, where a request is a call, and
     ``poll`` nothing on any transport but ``ring``. ``hang_after_s``: 0 is never."""
@@ -176,7 +203,7 @@ class Topology:
     switches: tuple[SwitchSpec, ...]
     policy: Mapping[str, str] = field(default_factory=dict)
     hardware: Mapping[str, Any] = field(default_factory=dict)
-    roles: Mapping[str, Any] = field(default_factory=dict)
+    roles: Mapping[str, RoleSpec] = field(default_factory=dict)
     poll: str = DEFAULT_POLL
     hang_after_s: float = DEFAULT_HANG_AFTER_S
 
@@ -191,6 +218,7 @@ class Topology:
             fields = dict(value)
             fields["vms"] = tuple(_vm_from_dict(vm) for vm in fields["vms"])
             fields["switches"] = tuple(SwitchSpec(**switch) for switch in fields["switches"])
+            fields["roles"] = {name: RoleSpec(**role) for name, role in fields["roles"].items()}
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a topology: {error}") from error

@@ -19,6 +19,7 @@ from typing import Any
 from vmbus_emu.topology import data as data
 from vmbus_emu.topology.data import DiskSpec, NicSpec, SwitchSpec, Topology, VmSpec
 from vmbus_emu.topology.disk import DiskReader
+from vmbus_emu.topology.role import read_roles
 from vmbus_emu.topology.table import Table, describe, suggest
 
 TOP_KEYS = ("name", "arch", "transport", "poll", "hang_after", "policy", "hardware", "vm", "switch", "role")
@@ -44,6 +45,8 @@ class Overrides:
     policies: tuple[str, ...] = ()
     poll: str | None = None
     hang_after: str | None = None
+    #: VMs that are to have no integration services.
+    no_services: tuple[str, ...] = ()
 
 
 class Reader:
@@ -97,7 +100,7 @@ class Reader:
         switches = self._switches(top)
         return Topology(
             name, arch, transport, self._vms(top, switches), switches, self._policy(top),
-            self._later(top, "hardware", HARDWARE_KEYS, "hardware models"), self._later(top, "role", None, "roles"),
+            self._later(top, "hardware", HARDWARE_KEYS, "hardware models"), read_roles(self.error, top, arch),
             poll, hang_after_s,
         )
 
@@ -163,6 +166,10 @@ class Reader:
             return ()
         names = self._vm_names(top, values)
         disks = self._flag_disks(names)
+        for name in self._flags.no_services:
+            if name not in names:
+                known = [known for known in names if known is not None]
+                self.error("flags:--no-services", f'there is no VM "{name}"', suggest(name, known))
         ports = [switch.name for switch in switches]
         return tuple(
             self._vm(top, index, value, names[index], disks.get(index, []), ports) for index, value in enumerate(values)
@@ -184,6 +191,11 @@ class Reader:
             if name is not None:
                 names[name] = index
             result.append(name)
+        for name, index in names.items():
+            if name + data.WORKER_SUFFIX in names:
+                worker = name + data.WORKER_SUFFIX
+                place = top.at(f"vm[{names[worker]}].name")
+                self.error(place, f'"{worker}" is what the worker of vm[{index}] is called', "give another name")
         return result
 
     def _flag_disks(self, names: list[str | None]) -> dict[int, list[str]]:
@@ -207,15 +219,28 @@ class Reader:
         if "memory" in table:
             memory = table.size("memory", data.PAGE, data.MIN_MEMORY, data.MAX_MEMORY)
         services = table.boolean("integration_services", True)
-        if not services:
-            table.error("integration_services", "emulated devices are not built yet", "write true, or leave it out")
+        if name in self._flags.no_services:
+            services = False
         version = None
+        if not services and "vmbus_version" in table:
+            table.error("vmbus_version", "a VM without integration services has no VMBus", "remove one of the two")
+        disks, nics = self._disks(table, files), self._nics(table, index, switches)
+        if not services:
+            self._check_legacy(table, disks, nics)
         if "vmbus_version" in table:
             version = table.choice("vmbus_version", data.VMBUS_VERSIONS, "")
         return VmSpec(
-            name or f"vm[{index}]", memory, services, self._disks(table, files), self._nics(table, index, switches),
-            self._address(table, index), version or None,
+            name or f"vm[{index}]", memory, services, disks, nics, self._address(table, index), version or None,
         )
+
+    @staticmethod
+    def _check_legacy(table: Table, disks: tuple[DiskSpec, ...], nics: tuple[NicSpec, ...]) -> None:
+        for what, count, most in (("disk", len(disks), data.MAX_IDE_DISKS), ("nic", len(nics), data.MAX_LEGACY_NICS)):
+            if count > most:
+                table.error(
+                    what, f"{count} of them, and emulated devices are {most} at most",
+                    f"give {most}, or integration_services = true",
+                )  # fmt: skip
 
     def _address(self, table: Table, index: int) -> str:
         address = data.default_address(index)

@@ -11,6 +11,12 @@ from vmbus_emu import task
 
 async def lsvmbus(session: Session, arguments: list[str]) -> int:
     listing = session.guest.bus_listing
+    if session.guest.without_services is not None:
+        await session.complain(
+            "lsvmbus: this guest has no integration services, and with them no VMBus; "
+            f"{session.guest.without_services} gives it both"
+        )
+        return 1
     if listing is None:
         await session.complain("lsvmbus: there is no VMBus here; this guest's devices are function calls")
         return 1
@@ -38,6 +44,8 @@ async def uptime(session: Session, arguments: list[str]) -> int:
 
 async def uname(session: Session, arguments: list[str]) -> int:
     kind = "monolithic: devices are calls" if session.guest.bus_listing is None else "synthetic devices over VMBus"
+    if session.guest.without_services is not None:
+        kind = "emulated devices, no integration services"
     await session.print(f"vmbus-emu guest {session.guest.name} ({kind}), pid {os.getpid()}")
     return 0
 
