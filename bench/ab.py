@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -34,6 +35,8 @@ _PRODUCT = ("vmbus_emu", "partitions", "drivers")
 _BENCH = Path(__file__).parent
 #: What a sample set may take beyond its jobs' times; one that hangs is a fault of the version.
 _PATIENCE_S = 120.0
+#: What one that is told to end may take to take its machine down.
+_DOWN_S = 15.0
 
 
 class BadVersion(ValueError):
@@ -78,20 +81,34 @@ def one_set(
         "where": None if where is None else [list(where.guests), list(where.hosts)],
     }  # fmt: skip
     limit = _PATIENCE_S + 2 * sum(job.seconds for job in jobs)
+    side = subprocess.Popen(
+        [sys.executable, "-m", "bench.ab"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)},
+    )  # fmt: skip
     try:
-        ended = subprocess.run(
-            [sys.executable, "-m", "bench.ab"], input=json.dumps(order), capture_output=True, text=True, cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(folder)}, timeout=limit, check=False,
-        )  # fmt: skip
+        told, complaint = side.communicate(json.dumps(order), timeout=limit)
     except subprocess.TimeoutExpired:
         raise BadVersion(f"it does not end: {configuration.name} took more than {limit:.0f} s") from None
-    if ended.returncode:
-        raise BadVersion(f"it cannot be measured: {(ended.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
-    found = json.loads(ended.stdout)
+    finally:
+        _end(side)
+    if side.returncode:
+        raise BadVersion(f"it cannot be measured: {(complaint.strip().splitlines() or ['it said nothing'])[-1]}")
+    found = json.loads(told)
     return {
         job: what if isinstance(what, str) else Measured(**{**what, "latencies_ns": array("q", what["latencies_ns"])})
         for job, what in zip(jobs, found, strict=True)
     }
+
+
+def _end(side: subprocess.Popen[str]) -> None:
+    """Whatever happened: the process ends, and takes its machine down before."""
+    if side.poll() is None:
+        side.terminate()
+        try:
+            side.communicate(timeout=_DOWN_S)
+        except subprocess.TimeoutExpired:
+            side.kill()
+            side.communicate()
 
 
 def _fields(job: Job) -> dict[str, Any]:
@@ -134,6 +151,7 @@ def run(
 
 def main() -> None:
     """A sample set, as the order on standard input says, to standard output."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its machine goes down
     order = json.load(sys.stdin)
     jobs = [Job(**job) for job in order["jobs"]]
     where = None if order["where"] is None else Places(*(tuple(some) for some in order["where"]))

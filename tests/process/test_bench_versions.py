@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from bench import ab
+from vmbus_emu.runfolder import list_machines
+
+if TYPE_CHECKING:
+    from conftest import Lab
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -34,3 +41,18 @@ def test_a_version_is_a_revision_or_a_directory_and_bench_is_the_present_one(tmp
         ab.tree("nope", checkout, tmp_path / "c")
     with pytest.raises(ab.BadVersion, match="it holds no vmbus_emu, partitions, drivers"):
         ab.tree(str(tmp_path), checkout, tmp_path / "d")
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_comparison_that_is_ended_takes_its_machine_down(
+    lab: Lab, wait: Callable[..., None], end: signal.Signals
+) -> None:
+    root = str(Path(ab.__file__).parents[1])
+    comparing = lab.program(
+        "bench", "compare", "--ab", root, root, "--arch", "monolithic", "--job", "null", "--seconds", "30",
+        "--rounds", "1",
+    )  # fmt: skip
+    wait(lambda: any(one.pid for one in list_machines()), "a machine to run")
+    comparing.send_signal(end)
+    assert comparing.wait(30) != 0
+    assert list_machines() == []
