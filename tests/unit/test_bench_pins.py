@@ -16,8 +16,8 @@ from bench.pins import Places, Unpinnable, places
 
 
 @pytest.mark.parametrize(("way", "cpus", "placed"), [
-    ("none", [0, 1], None), ("together", [3, 5], Places((3,), (3,))), ("apart", [0, 1], Places((0,), (1,))),
-    ("apart", [0, 2, 4, 6, 8], Places((0, 2), (4, 6, 8))),
+    ("none", [0, 1], None), ("together", [3, 5], Places((3,), (3,))), ("apart", [0, 1], Places((0, 1), (1,))),
+    ("apart", [0, 2, 4, 6, 8], Places((0, 2, 4, 6, 8), (4, 6, 8))),
 ])
 def test_ways(way: str, cpus: list[int], placed: Places | None) -> None:
     assert places(way, cpus) == placed
