@@ -23,9 +23,6 @@ _PACKAGES = ("vmbus-emu", "pyzmq", "msgpack", "psutil", "iceoryx2", "matplotlib"
 
 #: Share of the processors' time that the host's hypervisor may have taken away.
 MOST_STEAL = 0.02
-#: Share of the run's time in which something else may have waited for a processor (PSI), beyond what we do ourselves
-#: before and after it.
-MOST_PRESSURE = 0.10
 #: Processors that others may have kept busy.
 MOST_FOREIGN = 0.25
 #: Coefficient of variation of a job's medians over sample sets.
