@@ -10,27 +10,19 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from vmbus_emu.device import DEFAULT_MTU, MIN_FRAME, Buffer, PortInfo, PortStats, Receiver, Status
+from vmbus_emu.device import DEFAULT_MTU, MIN_FRAME, Buffer, CountingPort, PortInfo, Status
 
 #: Frames that may wait while another is being delivered.
 PENDING_FRAMES = 256
 
 
-class LoopbackNic:
+class LoopbackNic(CountingPort):
     """A ``NetworkPort`` that reflects each frame, unchanged, to its own receiver."""
 
     def __init__(self, mac: bytes, mtu: int = DEFAULT_MTU) -> None:
-        self._info = PortInfo(bytes(mac), mtu)
-        self._receiver: Receiver | None = None
+        super().__init__(PortInfo(bytes(mac), mtu))
         self._pending: deque[bytes] = deque()
         self._delivering = False
-        self._tx_frames = self._tx_bytes = self._tx_drops = 0
-        self._rx_frames = self._rx_bytes = self._rx_drops = 0
-        self._last_io = 0.0
-
-    @property
-    def info(self) -> PortInfo:
-        return self._info
 
     def transmit(self, frame: Buffer) -> Status:
         """Reflect ``frame``, now or after the one being delivered."""
@@ -60,13 +52,3 @@ class LoopbackNic:
             return
         self._rx_frames += 1
         self._rx_bytes += len(frame)
-
-    def connect(self, receiver: Receiver, on_ready: object = None) -> None:
-        """Plug in ``receiver``. ``on_ready`` is never needed: the card is never BUSY."""
-        self._receiver = receiver
-
-    def stats(self) -> PortStats:
-        return PortStats(
-            tx_frames=self._tx_frames, tx_bytes=self._tx_bytes, tx_drops=self._tx_drops,
-            rx_frames=self._rx_frames, rx_bytes=self._rx_bytes, rx_drops=self._rx_drops, last_io=self._last_io,
-        )

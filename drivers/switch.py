@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from vmbus_emu.device import DEFAULT_MTU, MIN_FRAME, Buffer, PortInfo, PortStats, Receiver, Status
+from vmbus_emu.device import DEFAULT_MTU, MIN_FRAME, Buffer, CountingPort, PortInfo, Status
 
 #: Addresses remembered; beyond that the one learned longest ago is forgotten.
 TABLE_SIZE = 1024
@@ -23,27 +23,16 @@ TABLE_SIZE = 1024
 PENDING_FRAMES = 4096
 
 
-class SwitchPort:
+class SwitchPort(CountingPort):
     """A ``NetworkPort`` of a :class:`Switch`. Made by :meth:`Switch.port` only."""
 
-    __slots__ = (
-        "_info", "_last_io", "_receiver", "_rx_bytes", "_rx_drops", "_rx_frames", "_switch", "_tx_bytes",
-        "_tx_drops", "_tx_frames", "name", "removed",
-    )
+    __slots__ = ("_switch", "name", "removed")
 
     def __init__(self, switch: Switch, name: str, info: PortInfo) -> None:
+        super().__init__(info)
         self._switch = switch
-        self._info = info
-        self._receiver: Receiver | None = None
         self.name = name
         self.removed = False
-        self._tx_frames = self._tx_bytes = self._tx_drops = 0
-        self._rx_frames = self._rx_bytes = self._rx_drops = 0
-        self._last_io = 0.0
-
-    @property
-    def info(self) -> PortInfo:
-        return self._info
 
     def transmit(self, frame: Buffer) -> Status:
         """Put ``frame`` into the switch. Never BUSY: a frame that finds the queue full is dropped and counted."""
@@ -59,10 +48,6 @@ class SwitchPort:
         self._last_io = time.monotonic()
         return Status.OK
 
-    def connect(self, receiver: Receiver, on_ready: object = None) -> None:
-        """Plug in ``receiver``, instead of what was plugged in before. ``on_ready`` is never needed."""
-        self._receiver = receiver
-
     def deliver(self, frame: Buffer) -> None:
         """Called by the switch: hand a frame to whoever is plugged in, and count how that went."""
         receiver = self._receiver
@@ -72,12 +57,6 @@ class SwitchPort:
         self._rx_frames += 1
         self._rx_bytes += len(frame)
         self._last_io = time.monotonic()
-
-    def stats(self) -> PortStats:
-        return PortStats(
-            tx_frames=self._tx_frames, tx_bytes=self._tx_bytes, tx_drops=self._tx_drops,
-            rx_frames=self._rx_frames, rx_bytes=self._rx_bytes, rx_drops=self._rx_drops, last_io=self._last_io,
-        )
 
 
 class Switch:

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from vmbus_emu.device import MIN_FRAME, Buffer, NetworkPort, PortInfo, PortStats, Receiver, Status
+from vmbus_emu.device import MIN_FRAME, Buffer, CountingPort, NetworkPort, PortInfo, Status
 from vmbus_emu.loop import Loop
 
 #: Frames taken out of the socket before the loop looks at anything else.
@@ -65,30 +65,19 @@ class _Wire:
             self._socket.close()
 
 
-class CablePort:
+class CablePort(CountingPort):
     """The adapter's end: a :class:`~vmbus_emu.device.NetworkPort` whose switch is at the other end of the cable."""
 
     def __init__(self, loop: Loop, info: PortInfo) -> None:
+        super().__init__(info)      # never BUSY: what finds no room is lost
         self._loop = loop
-        self._info = info
         self._wire: _Wire | None = None
-        self._receiver: Receiver | None = None
-        self._tx_frames = self._tx_bytes = self._tx_drops = 0
-        self._rx_frames = self._rx_bytes = self._rx_drops = 0
-        self._last_io = 0.0
-
-    @property
-    def info(self) -> PortInfo:
-        return self._info
 
     def plug(self, fd: int) -> None:
         """A new cable, in place of the old one. Takes ``fd`` over."""
         if self._wire is not None:
             self._wire.close()
         self._wire = _Wire(self._loop, fd, self._info.max_frame, self._arrived)
-
-    def connect(self, receiver: Receiver, on_ready: Callable[[], None] | None = None) -> None:
-        self._receiver = receiver       # it is never busy: what finds no room is lost
 
     def transmit(self, frame: Buffer) -> Status:
         if not MIN_FRAME <= len(frame) <= self._info.max_frame:
@@ -109,12 +98,6 @@ class CablePort:
         self._rx_frames += 1
         self._rx_bytes += len(frame)
         self._last_io = self._loop.now
-
-    def stats(self) -> PortStats:
-        return PortStats(
-            tx_frames=self._tx_frames, tx_bytes=self._tx_bytes, tx_drops=self._tx_drops,
-            rx_frames=self._rx_frames, rx_bytes=self._rx_bytes, rx_drops=self._rx_drops, last_io=self._last_io,
-        )  # fmt: skip
 
 
 class SwitchCable:

@@ -275,3 +275,42 @@ class PortStats:
     outstanding: int = 0
     #: ``time.monotonic()`` of the last frame in either direction, 0.0 if there was none.
     last_io: float = 0.0
+
+
+class CountingPort:
+    """What ports that keep their own counters have in common; each has its own way of sending and delivering."""
+
+    __slots__ = (
+        "_info", "_last_io", "_on_ready", "_receiver", "_rx_bytes", "_rx_drops", "_rx_frames", "_tx_bytes", "_tx_drops",
+        "_tx_frames",
+    )
+
+    def __init__(self, info: PortInfo) -> None:
+        self._info = info
+        self._receiver: Receiver | None = None
+        self._on_ready: Callable[[], None] | None = None
+        self._tx_frames = self._tx_bytes = self._tx_drops = 0
+        self._rx_frames = self._rx_bytes = self._rx_drops = 0
+        self._last_io = 0.0
+
+    @property
+    def info(self) -> PortInfo:
+        return self._info
+
+    def connect(self, receiver: Receiver, on_ready: Callable[[], None] | None = None) -> None:
+        """Plug in ``receiver``, instead of what was plugged in before. Where ``transmit`` is never BUSY, nobody calls
+        ``on_ready``."""
+        self._receiver = receiver
+        self._on_ready = on_ready
+
+    @property
+    def _outstanding(self) -> int:
+        """Frames on their way, for :meth:`stats`."""
+        return 0
+
+    def stats(self) -> PortStats:
+        return PortStats(
+            tx_frames=self._tx_frames, tx_bytes=self._tx_bytes, tx_drops=self._tx_drops,
+            rx_frames=self._rx_frames, rx_bytes=self._rx_bytes, rx_drops=self._rx_drops,
+            outstanding=self._outstanding, last_io=self._last_io,
+        )  # fmt: skip

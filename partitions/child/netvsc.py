@@ -34,10 +34,9 @@ from vmbus_emu.device import (
     MIN_FRAME,
     QUEUE_DEPTH,
     Buffer,
+    CountingPort,
     Memory,
     PortInfo,
-    PortStats,
-    Receiver,
     Status,
 )
 from vmbus_emu.loop import Loop
@@ -68,7 +67,7 @@ class LentBuffer(NamedTuple):
     memory: memoryview | None
 
 
-class NetVsc:
+class NetVsc(CountingPort):
     """A ``NetworkPort`` over whatever channel is attached."""
 
     #: What a new channel is sent again of the old one's: nothing, as on a wire.
@@ -76,6 +75,7 @@ class NetVsc:
 
     def __init__(self, loop: Loop, name: str, log: Callable[[str], Any]) -> None:
         """``name`` is the adapter's inside the guest (``nic0``); ``log`` takes one line for the guest's log."""
+        super().__init__(_UNPLUGGED)    # the address and MTU the host gave, from the first successful :meth:`attach` on
         self.name = name
         self.log = log
         self.loop = loop
@@ -83,22 +83,11 @@ class NetVsc:
         self.ignored = 0        #: messages from the host about things this adapter does not have
         self.link_up = False    #: what the host last said of the cable
         self.transactions = itertools.count(1)
-        self._info = _UNPLUGGED
         self._link: _Link | None = None
         self._gone = False
         self._starved = False   # somebody got BUSY and waits for on_ready
-        self._receiver: Receiver | None = None
-        self._on_ready: Callable[[], None] | None = None
-        self._tx_frames = self._tx_bytes = self._tx_drops = 0
-        self._rx_frames = self._rx_bytes = self._rx_drops = 0
-        self._last_io = 0.0
 
     # -- the guest's side -------------------------------------------------------------------------
-
-    @property
-    def info(self) -> PortInfo:
-        """The address and MTU the host gave; all zeros and 1500 before the first successful :meth:`attach`."""
-        return self._info
 
     def transmit(self, frame: Buffer) -> Status:
         if self._gone:
@@ -125,16 +114,10 @@ class NetVsc:
         self._last_io = self.loop.now
         return Status.OK
 
-    def connect(self, receiver: Receiver, on_ready: Callable[[], None] | None = None) -> None:
-        self._receiver = receiver
-        self._on_ready = on_ready
 
-    def stats(self) -> PortStats:
-        return PortStats(
-            tx_frames=self._tx_frames, tx_bytes=self._tx_bytes, tx_drops=self._tx_drops,
-            rx_frames=self._rx_frames, rx_bytes=self._rx_bytes, rx_drops=self._rx_drops,
-            outstanding=0 if self._link is None else len(self._link.sends), last_io=self._last_io,
-        )
+    @property
+    def _outstanding(self) -> int:
+        return 0 if self._link is None else len(self._link.sends)
 
     # -- the bus driver's side --------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from partitions.child.port_io import PortIo
-from vmbus_emu.device import MIN_FRAME, Buffer, PortInfo, PortStats, Receiver, Status
+from vmbus_emu.device import MIN_FRAME, Buffer, CountingPort, PortInfo, Status
 from vmbus_emu.loop import Loop
 from vmbus_emu.memory import PAGE, Pool
 from vmbus_emu.protocol import tulip
@@ -35,10 +35,11 @@ _INTERRUPTS = (
 )
 
 
-class TulipNic:
+class TulipNic(CountingPort):
     """The adapter with its registers at ``base``. Raises ``MemoryError`` if ``pool`` has no room for its rings."""
 
     def __init__(self, loop: Loop, ports: PortIo, pool: Pool, base: int, log: Callable[[str], Any]) -> None:
+        super().__init__(PortInfo(bytes(6)))    # and 1500, before :meth:`start`
         self._loop = loop
         self._ports = ports
         self._base = base
@@ -49,7 +50,6 @@ class TulipNic:
         region = pool.region
         self._memory = region.view[page * PAGE : (page + PAGES) * PAGE]
         self._address = region.gpa + page * PAGE
-        self._info = PortInfo(bytes(6))
         self._up = False
         self._rx_next = 0
         self._tx_next = self._tx_oldest = 0     # both counted without end; the ring's index is the rest
@@ -59,29 +59,13 @@ class TulipNic:
         self._serving = False
         self._broken = False
         self._starved = False
-        self._receiver: Receiver | None = None
-        self._on_ready: Callable[[], None] | None = None
-        self._tx_frames = self._tx_bytes = self._tx_drops = 0
-        self._rx_frames = self._rx_bytes = self._rx_drops = 0
-        self._last_io = 0.0
 
     # -- the guest's side -----------------------------------------------------------------------------
 
+
     @property
-    def info(self) -> PortInfo:
-        """All zeros and 1500 before :meth:`start`."""
-        return self._info
-
-    def connect(self, receiver: Receiver, on_ready: Callable[[], None] | None = None) -> None:
-        self._receiver = receiver
-        self._on_ready = on_ready
-
-    def stats(self) -> PortStats:
-        return PortStats(
-            tx_frames=self._tx_frames, tx_bytes=self._tx_bytes, tx_drops=self._tx_drops,
-            rx_frames=self._rx_frames, rx_bytes=self._rx_bytes, rx_drops=self._rx_drops,
-            outstanding=self._tx_next - self._tx_oldest, last_io=self._last_io,
-        )  # fmt: skip
+    def _outstanding(self) -> int:
+        return self._tx_next - self._tx_oldest
 
     def transmit(self, frame: Buffer) -> Status:
         length = len(frame)
