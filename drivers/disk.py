@@ -211,6 +211,10 @@ class FileDisk(_Disk):
         self._outstanding += 1
         self._workers.run(partial(work, request), partial(self._handed_back, request))
 
+    def close(self) -> None:
+        """Nothing is outstanding, and nothing will be: end the workers. The descriptor is its owner's."""
+        self._workers.close()
+
     def _handed_back(self, request: BlockRequest, status: Status) -> None:
         self._outstanding -= 1
         self._complete(request, status)

@@ -40,7 +40,7 @@ class Guest:
         self.address: str = config["address"]
         self.prefix: int = config["prefix"]
         self.memory_bytes: int = config["memory_bytes"]
-        self.hosts: Mapping[str, str] = config["hosts"]
+        self.hosts: dict[str, str] = dict(config["hosts"])
         self.disks = disks
         self.nics = nics
         self.bus_listing: BusListing | None = None
@@ -56,6 +56,11 @@ class Guest:
             None if first is None else IpStack(loop, first, self.address, self.prefix, self.hosts, self.kernel_log)
         )
         self.console = Console(self, send)
+
+    def know(self, hosts: Mapping[str, str]) -> None:
+        """Other VMs have come or gone: these are the names now."""
+        self.hosts.clear()
+        self.hosts.update(hosts)
 
     @property
     def uptime(self) -> float:

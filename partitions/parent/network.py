@@ -26,9 +26,22 @@ class NetworkVsp(Vsp):
         self._ports: dict[int, NetworkPort] = {}
         self._sessions: dict[int, NetVspSession] = {}
         for port in network["ports"]:
-            device = self.add(port["vm"], port["device"], port["instance"])
-            switch = self._switches[port["switch"]]
-            self._ports[device.key] = switch.port(f"{port['vm']}.{port['device']}", port["mac"])
+            self._plug(self.add(port["vm"], port["device"], port["instance"]), port)
+
+    def _plug(self, device: Device, port: Mapping[str, Any]) -> None:
+        switch = self._switches[port["switch"]]
+        self._ports[device.key] = switch.port(f"{port['vm']}.{port['device']}", port["mac"])
+
+    def add_vm(self, arrival: Mapping[str, Any]) -> None:
+        """A VM came while this runs."""
+        for port in arrival["ports"]:
+            self._plug(self.add_now(port["vm"], port["device"], port["instance"]), port)
+
+    def take_out(self, device: Device) -> Callable[[], Any]:
+        port = self._ports.pop(device.key)
+        for switch in self._switches.values():
+            switch.remove(port)  # of no effect on those that it is not of
+        return lambda: self._sessions.pop(device.key, None)
 
     def open_session(self, device: Device, channel: Channel) -> None:
         self._sessions[device.key] = NetVspSession(channel, self._ports[device.key], device.gpadls)

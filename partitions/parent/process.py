@@ -44,6 +44,9 @@ class VspComponent(VspSide, Protocol):
     def offer_all(self, provider: ProviderSide) -> None: ...
     def provider_gone(self) -> None: ...
     def drivers(self) -> Mapping[str, Any]: ...
+    def has(self, vm: str) -> bool: ...
+    def add_vm(self, arrival: Mapping[str, Any]) -> None: ...
+    def remove_vm(self, vm: str) -> None: ...
     def stats(self) -> Mapping[str, Any]: ...
 
 
@@ -80,6 +83,19 @@ class VspCarrier:
                 self._rehearsal.end()
         elif message["t"] == "fault":
             self._faults.handle(message)
+        elif message["t"] == "vm_added":
+            self.vm_added(message)
+        elif message["t"] == "vm_removed":
+            for vsp in self.vsps.values():
+                vsp.remove_vm(message["vm"])
+
+    def vm_added(self, arrival: Message) -> None:
+        """A VM came while this runs. Without VSPs yet, the configuration that makes them will have it."""
+        if "storvsp" in self.vsps and not self.vsps["storvsp"].has(arrival["vm"]):
+            self.disks.build(arrival["disks"], lambda medium: self.node.loop)
+        for vsp in self.vsps.values():
+            if not vsp.has(arrival["vm"]):
+                vsp.add_vm(arrival)
 
     @cached_property
     def _faults(self) -> DriverFaults:
@@ -143,7 +159,10 @@ class ParentProcess(VspCarrier):
             self.node.ready(component)
 
     def handle(self, message: Message, fds: list[int]) -> None:
-        if message["t"] == "peer_died":
+        if message["t"] == "vm_added":
+            self._provider.vm_added(message["vm"], message["io_memory"])
+            self.vm_added(message)
+        elif message["t"] == "peer_died":
             self._provider.peer_died(message["name"], message["incarnation"], message["partition"])
         elif message["t"] == "partition":
             if self._begun:  # otherwise our configuration will say it

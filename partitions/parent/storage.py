@@ -26,6 +26,16 @@ class StorageVsp(Vsp):
             device = self.add(disk["vm"], disk["device"], disk["instance"])
             self._media[device.key] = disk["medium"]
 
+    def add_vm(self, arrival: Mapping[str, Any]) -> None:
+        """A VM came while this runs. The drivers of its disks are there."""
+        for disk in arrival["disks"]:
+            device = self.add_now(disk["vm"], disk["device"], disk["instance"])
+            self._media[device.key] = disk["medium"]
+
+    def take_out(self, device: Device) -> Callable[[], Any]:
+        let_go = self._disks.take_out(self._media.pop(device.key))
+        return lambda: (self._sessions.pop(device.key, None), let_go())
+
     def open_session(self, device: Device, channel: Channel) -> None:
         driver = self._disks.drivers[self._media[device.key]]
         self._sessions[device.key] = StorVspSession(channel, driver, on_good=self.good)

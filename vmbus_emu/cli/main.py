@@ -33,12 +33,13 @@ from vmbus_emu.cli.ps import ps
 from vmbus_emu.cli.shell import shell
 from vmbus_emu.cli.start import start
 from vmbus_emu.cli.up import up
+from vmbus_emu.cli.vm import vm
 from vmbus_emu.cli.watch import watch
 
 #: In the order of ``--help``: the order in which one meets them.
 VERBS: tuple[click.Command, ...] = (
-    up, ps, exec_, shell, pingall, kill, fault, start, drain, watch, chaos, check, demo, bench, logs, ls, plan, down,
-    completion,
+    up, ps, exec_, shell, pingall, kill, fault, start, vm, drain, watch, chaos, check, demo, bench, logs, ls, plan,
+    down, completion,
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from vmbus_emu.client.errors import DEADLINE_S, MachineError, NotRunning
 from vmbus_emu.client.pingall import Pingall
 from vmbus_emu.client.starter import start, wait_for_end
 from vmbus_emu.runfolder import RunFolder, RunFolderError
-from vmbus_emu.topology.data import Topology
+from vmbus_emu.topology.data import Topology, vm_to_dict
 
 if TYPE_CHECKING:
     from vmbus_emu.client.door import Door
@@ -192,6 +192,30 @@ class Machine:
         """
         reply = self._connected().ask("start", timeout, vm=vm)
         return {"vm": vm, "pid": reply.get("pid"), "incarnation": reply.get("incarnation")}
+
+    def add_vm(
+        self, name: str, files: Sequence[str] = (), timeout: float = START_S, **document: Any
+    ) -> dict[str, Any]:
+        """Add a VM while the others run: ``document`` is what a topology's ``[[vm]]`` may say (``memory``, ``disk``,
+        ``nic`` …), ``files`` image files for its disks. Returns when it is ready, with ``vm``, ``pid``, ``incarnation``
+        and ``address``; a VM that does not start is taken away again.
+
+        Raises :class:`~vmbus_emu.topology.TopologyErrors` or :class:`MachineError`.
+        """
+        there = Topology.from_dict(self._connected().ask("info")["info"]["topology"])
+        vm = topology.newcomer(there, {"name": name, **document}, files)
+        reply = self._connected().ask("vm", timeout, what="add", spec=vm_to_dict(vm))
+        return {key: reply.get(key) for key in ("vm", "pid", "incarnation", "address")}
+
+    def stop_vm(self, vm: str, timeout: float = START_S) -> None:
+        """Cut a VM's power: its partition and its process end. It stays off until :meth:`start`. Raises
+        :class:`MachineError`."""
+        self._connected().ask("vm", timeout, what="stop", vm=vm)
+
+    def remove_vm(self, vm: str, timeout: float = START_S) -> None:
+        """Take a VM away for good, running or not: its partition, its process, its devices. An image file stays, a RAM
+        disk is gone. Raises :class:`MachineError`."""
+        self._connected().ask("vm", timeout, what="remove", vm=vm)
 
     def drain(self, grace_s: float = 10.0, progress: Progress | None = None) -> dict[str, Any]:
         """Have every VM shut down in turn, with a flush of its disks, and the machine reboot; returns when it is up.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -42,6 +42,14 @@ class Descriptors:
             if gpa in files:
                 os.close(files[gpa])
             files[gpa] = file
+
+    def keep(self, partitions: Container[int]) -> None:
+        """Let go of what is of none of ``partitions``."""
+        for partition in [one for one in self._memory if one not in partitions]:
+            for file in self._memory.pop(partition).values():
+                os.close(file)
+        for partition in [one for one in self._sockets if one not in partitions]:
+            self._sockets.pop(partition).close()
 
     def hand_out(self, grant: Grant) -> None:
         """Send the grantee a descriptor of the owner's region, which allows what the grant does."""

@@ -114,6 +114,7 @@ class HypervisorProcess:
                     self._routes.pop(dead, None)
                     self._undelivered.pop(dead, None)
                 self._apply(effects)
+                self._descriptors.keep(self._state.partitions)  # of those that were deleted, nobody asks any more
             case "complete" if self._missing is not None:
                 self._go_on(self._missing)
         self._flush()

@@ -19,6 +19,9 @@ given up     ``component``, ``device``: nothing will bring it back
 fault        ``component``, ``fault``: a driver has a lasting fault
 faults       ``component`` (``None``: all), ``fault`` (if it is only that one): lasting faults were taken away
 cleared
+added        ``component``: a VM that the topology did not have; then ``starting`` and ``ready``
+stopped      ``component``: a VM's power was cut by order, and it stays off
+removed      ``component``: that VM is no more
 draining     ``vms``, ``grace_s``, ``degraded_s``: the VMs are to shut down
 drained      ``component`` (a VM), ``how``, ``ms``, ``unflushed`` (:mod:`vmbus_emu.machine.drain`)
 rebooting    ``reason``; then ``up`` when it is

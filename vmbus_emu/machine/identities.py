@@ -18,7 +18,7 @@ from vmbus_emu.lifeline import Message
 from vmbus_emu.machine.supervisor import Process, Supervisor
 from vmbus_emu.protocol.hypercall import PAGE
 from vmbus_emu.task import Future
-from vmbus_emu.topology.data import Topology
+from vmbus_emu.topology.data import Topology, VmSpec
 
 #: Two partitions map a region of I/O memory. Could one of them cut its file short, the other would die of SIGBUS at
 #: its next access: so the size is final, and nobody can add or take a seal.
@@ -42,7 +42,8 @@ class Identities:
     def __init__(self, topology: Topology, supervisor: Supervisor, recovers: bool) -> None:
         self.recovers = recovers
         self._supervisor = supervisor
-        self._vms = {vm.name: vm for vm in topology.vms} if topology.transport == "ring" else {}
+        self._shares_memory = topology.transport == "ring"
+        self._vms = {vm.name: vm for vm in topology.vms} if self._shares_memory else {}
         self._hypervisor: Process | None = None
         self._known: dict[int, Identity] = {}         # by pid
         self._memory: dict[str, list[int]] = {}
@@ -127,10 +128,23 @@ class Identities:
             ]
         return self._memory[name]
 
+    def admit(self, vm: VmSpec) -> None:
+        """There is one more VM."""
+        if self._shares_memory:
+            self._vms[vm.name] = vm
+
+    def strike(self, name: str) -> None:
+        """A VM is no more, and its memory is given back."""
+        self._vms.pop(name, None)
+        for fd in self._memory.pop(name, ()):
+            os.close(fd)
+
     def close(self) -> None:
         """All processes have ended: what was kept for them is not needed any more."""
         for fd in (*self._ledger, *(fd for files in self._memory.values() for fd in files)):
             os.close(fd)
+        self._ledger = []
+        self._memory.clear()
 
 
 def _memory_file(name: str, size: int) -> int:

@@ -51,12 +51,13 @@ ROLES: Mapping[str, Mapping[str, Fields]] = {
         "bound": {"pid": _INT},
         "power_on": {"partition": _INT, "vp": _INT, "name": _STR},
         "power_off": {"pids": (list,)},
+        "partition_ended": {"name": _STR},     # from the monolith, where management is a call
     },
     **{
         role: {"lost": {"component": _STR, "vm": _STR, "device": _STR, "pid": _INT}, "struck": _STRUCK}
         for role in ("parent", "storvsp", "netvsp")
     },
-    "management": {"struck": _STRUCK},
+    "management": {"struck": _STRUCK, "partition_ended": {"name": _STR}},
 }
 #: Roles that may report that somebody else's component did not start.
 SPOKESMEN = frozenset(("management",))
@@ -70,6 +71,7 @@ REQUESTS: Mapping[str, Fields] = {
     "kill": {"component": _STR, "fault": _STR, "at": _STR, "clear": _BOOL},
     "fault": {"component": _STR, "faults": (list,), "seconds": (int, float), "seed": _INT, "clear": _BOOL},
     "start": {"vm": _STR},
+    "vm": {"what": _STR, "vm": _STR, "spec": (dict,)},
     "drain": {"grace_s": (int, float)},
     "exec": {"vm": _STR, "argv": (list,)},
     "stdin": {"session": _INT, "data": _BYTES, "end": _BOOL},

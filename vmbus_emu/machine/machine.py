@@ -18,6 +18,7 @@ from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine import intake
 from vmbus_emu.machine.beats import Beats
+from vmbus_emu.machine.comings import Comings
 from vmbus_emu.machine.consoles import VM_DIED, Consoles
 from vmbus_emu.machine.conversations import Conversations
 from vmbus_emu.machine.crashes import HOST_ROLES, Crashes, last_words
@@ -30,6 +31,7 @@ from vmbus_emu.machine.orders import Orders
 from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.machine.power import ROOT_PROCESSES, BootFailed, Power
 from vmbus_emu.machine.recovery import Recovery, describe
+from vmbus_emu.machine.roster import Roster
 from vmbus_emu.machine.shutdown import Shutdown, phases
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
 from vmbus_emu.runfolder import RunFolder
@@ -47,15 +49,13 @@ class Machine:
 
     def __init__(self, loop: Loop, topology: Topology, folder: RunFolder, media: dict[str, Medium]) -> None:
         self.loop = loop
-        self.topology = topology
         self.folder = folder
         self.state = "starting"
-        self._specs = {spec.name: spec for spec in placement.processes(topology)}
-        self._hosts = {c.name: spec.name for spec in self._specs.values() for c in spec.components}
-        self._vms = {vm.name: vm for vm in topology.vms}
+        self._roster = Roster(topology, media)
+        self._specs, self._hosts, self._vms = self._roster.specs, self._roster.hosts, self._roster.vms
         self._figures = Figures(loop)
         self._fallen: dict[str, str] = {}
-        self._names = {spec.name: frozenset(c.name for c in spec.components) for spec in self._specs.values()}
+        self._names = self._roster.names
         self._refused = 0
         self._front_restarts = 0
         self._shutdown: Shutdown | None = None
@@ -75,16 +75,25 @@ class Machine:
         )
         self._crashes = Crashes(loop, folder.path / "crashes", topology.name, self.supervisor)
         self._drain = Drain(
-            loop, {vm: self._hosts[vm] for vm in self._vms}, self._fallen,
+            loop, self._roster.vm_hosts, self._fallen,
             policy_of(topology, self._specs["hypervisor"]) == "degraded", self.supervisor, self._recovery,
             self._events, self._reply,
         )  # fmt: skip
         self._listing = Listing(
             self.supervisor, self._specs, self._figures, self._recovery, self._beats, self._drain, self._fallen
         )
+        self._comings = Comings(
+            loop, self._roster, self.supervisor, self._recovery, self._drain, self._events, self._reply,
+            self._vms_changed,
+        )  # fmt: skip
         self._orders = Orders(
-            loop, topology, self._specs, self.supervisor, self._recovery, self._drain, self._events, self._reply
+            loop, self._roster, self.supervisor, self._recovery, self._drain, self._comings, self._events, self._reply
         )
+
+    @property
+    def topology(self) -> Topology:
+        """What the machine is, with the VMs it has now."""
+        return self._roster.topology
 
     @property
     def _power(self) -> Power:
@@ -111,7 +120,9 @@ class Machine:
     def _reboot(self) -> Power:
         """Everything has ended: a fresh start, with the media as they are."""
         self._fallen.clear()
+        self._comings.all_ended(self._power)
         power = self._new_power()
+        self.loop.call_soon(self._comings.boots_again)
 
         def booted(future: Future[None]) -> None:
             try:
@@ -163,6 +174,8 @@ class Machine:
                 self._drain.said(message["component"], message["unflushed"])
             case "log":
                 self.supervisor.log(message["component"]).line(message["text"])
+            case "partition_ended":
+                self._comings.partition_ended(message["name"])
             case "not_started":
                 self._not_started(message["component"], message["why"])
             case "stats":
@@ -209,6 +222,8 @@ class Machine:
 
     def _became_ready(self, component: str) -> None:
         self._power.became_ready(component)
+        if component == "management":
+            self.loop.call_soon(self._comings.management_is_back)
         host = self.supervisor.processes.get(self._hosts.get(component, ""))
         if host is not None and host.name == component:
             self._recovery.ready(component)
@@ -237,7 +252,7 @@ class Machine:
             return
         said = last_words(self.supervisor.log(process.name.removesuffix(SPARE)).tail).reason
         reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {said}" if said else "")
-        if not self._drain.shut_down(process):
+        if not self._drain.shut_down(process) and not self._comings.ends(process):
             carried = sorted(self._names.get(process.name, ()))
             self._events.emit("died", **describe(process, carried), reason=said, **self._captured(process, carried))
         if process.name.endswith(SPARE):
@@ -277,8 +292,10 @@ class Machine:
             self.supervisor.running["hypervisor"].line.send({"t": "died", "pid": process.pid})
         if not self._power.booting:
             self._power.cannot_boot(self._names[process.name], reason)
-            if not self._drain.exited(process):
+            if not self._drain.exited(process) and process.name not in self._drain.off:
                 self._recovery.died(process)
+            if process.name == "management":
+                self.loop.call_soon(self._comings.management_is_back)
             self._settle_state()
         elif self._recovery.replaces(process):
             self._recovery.died(process)
@@ -286,6 +303,12 @@ class Machine:
             alone = self._specs[process.name].role == "child"
             self._power.cannot_boot(self._names[process.name] if alone else self._power.ready, reason)
         self._tell_of_death(process)
+
+    def _vms_changed(self) -> None:
+        self.folder.update_vms(list(self._vms))
+        for vm in self._fallen.keys() - self._vms.keys():
+            del self._fallen[vm]
+        self._settle_state()
 
     def _settle_state(self) -> None:
         """What the machine as a whole is, by what its processes are."""
@@ -298,7 +321,7 @@ class Machine:
             self.state = "draining"
         elif self._vms and not any(self._hosts[vm] in running for vm in self._vms):
             self.state = "halted"
-        elif self._fallen or self._recovery.restarting or not self._specs.keys() <= running.keys():
+        elif self._fallen or self._recovery.restarting or not self._specs.keys() - self._drain.off <= running.keys():
             self.state = "degraded"
         else:
             self.state = "ready"
@@ -341,7 +364,7 @@ class Machine:
                 Task(self.loop, self._ps(client, number))
             case "watch":
                 self._events.watch(client, number, request.get("past", False))
-            case "kill" | "fault" | "start" | "drain":
+            case "kill" | "fault" | "start" | "drain" | "vm":
                 self._orders.carry_out(client, number, request)
                 self._settle_state()
             case "exec":

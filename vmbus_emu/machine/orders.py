@@ -7,7 +7,7 @@ component that shares a process takes it along: the answer names both.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from vmbus_emu import faults, placement
@@ -15,16 +15,16 @@ from vmbus_emu.faults import ENDING, LASTING, SIGNALS, Fault
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine.armed import Armed
+from vmbus_emu.machine.comings import Comings
 from vmbus_emu.machine.drain import DEFAULT_GRACE_S, Drain
 from vmbus_emu.machine.events import Events
 from vmbus_emu.machine.intake import Refused
 from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.machine.power import BootFailed
 from vmbus_emu.machine.recovery import Recovery
+from vmbus_emu.machine.roster import Roster
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
-from vmbus_emu.placement import ProcessSpec
 from vmbus_emu.task import Future
-from vmbus_emu.topology.data import Topology
 
 Reply = Callable[[bytes, Message], Any]
 
@@ -53,13 +53,15 @@ class Orders:
     """Answers requests through ``reply(client, message)``."""
 
     def __init__(
-        self, loop: Loop, topology: Topology, specs: Mapping[str, ProcessSpec], supervisor: Supervisor,
-        recovery: Recovery, drain: Drain, events: Events, reply: Reply,
+        self, loop: Loop, roster: Roster, supervisor: Supervisor, recovery: Recovery, drain: Drain, comings: Comings,
+        events: Events, reply: Reply,
     ) -> None:
         self._loop = loop
+        topology, specs = roster.topology, roster.specs
         self._arch = topology.arch
         self._degraded = policy_of(topology, specs["hypervisor"]) == "degraded"
-        self._vms = [vm.name for vm in topology.vms]
+        self._roster = roster
+        self._comings = comings
         self._supervisor = supervisor
         self._recovery = recovery
         self._drain = drain
@@ -67,11 +69,11 @@ class Orders:
         self._events = events
         self._reply = reply
         self._specs = specs
-        self._components = {c.name: (spec.name, c.role) for spec in specs.values() for c in spec.components}
         self.armed = Armed(topology, specs, supervisor, recovery, events)
 
     def carry_out(self, client: bytes, number: int, request: Message) -> None:
-        """``kill``, ``fault``, ``start`` or ``drain``; :func:`vmbus_emu.machine.intake.understood` has looked at it."""
+        """``kill``, ``fault``, ``start``, ``vm`` or ``drain``, at which
+        :func:`vmbus_emu.machine.intake.understood` has looked."""
         try:
             match request["verb"]:
                 case "kill":
@@ -81,6 +83,9 @@ class Orders:
                 case "drain":
                     self._drain.begin(client, number, request.get("grace_s", DEFAULT_GRACE_S))
                     return
+                case "vm":
+                    self._comings.carry_out(client, number, request)
+                    return
                 case _:
                     self._start(client, number, request.get("vm", ""))
                     return
@@ -89,6 +94,11 @@ class Orders:
             self._reply(client, {"id": number, "error": error, "hint": hint})
             return
         self._reply(client, {"id": number, **answer})
+
+    @property
+    def _components(self) -> dict[str, tuple[str, str]]:
+        """The process and the role of each component."""
+        return {one.name: (self._roster.hosts[one.name], one.role) for one in self._roster.components.values()}
 
     # -- kill -----------------------------------------------------------------------------------------
 
@@ -189,8 +199,8 @@ class Orders:
 
     def _start(self, client: bytes, number: int, vm: str) -> None:
         running = self._supervisor.running
-        if vm not in self._vms:
-            raise Refused(f"there is no VM {vm!r}", f"the VMs are {', '.join(self._vms) or 'none'}")
+        if vm not in self._roster.vms:
+            raise Refused(f"there is no VM {vm!r}", f"the VMs are {', '.join(self._roster.vms) or 'none'}")
         if self._components[vm][0] != vm:
             raise Refused(f"{vm} is a thread of the monolith", "vmbus-emu drain reboots all, and starts it again")
         if self._drain.active:
@@ -206,6 +216,7 @@ class Orders:
             raise Refused(
                 f"{vm} cannot be started without hypervisor and management", "vmbus-emu ps shows which is dead"
             )
+        self._drain.off.discard(vm)
         self._recovery.ordered(vm)
         self._recovery.power.ready[vm].then(lambda future: self._started(client, number, vm, future))
 

@@ -25,7 +25,7 @@ from vmbus_emu.placement import ProcessSpec
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.task import DeadlinePassed, Future, Task, within
-from vmbus_emu.topology.data import Topology
+from vmbus_emu.topology.data import Topology, VmSpec
 
 #: A machine whose components are not all ready by then does not come up.
 BOOT_DEADLINE_S = 60.0
@@ -339,11 +339,27 @@ class Power:
             parent.line.send({"t": "partition", "partition": partition, "name": spec.name, "kind": _kind(spec)})
         await self._install("powered", spec, *born)
 
-    # -- what processes say ---------------------------------------------------------------------------
-
     def bound(self, pid: int) -> None:
         """The hypervisor knows process ``pid`` now."""
         self._identities.bound(pid)
+
+    # -- VMs that come and go -------------------------------------------------------------------------
+
+    def admit(self, vm: VmSpec, topology: Topology) -> None:
+        """There is one more VM in ``topology``; who starts from now on is told of it."""
+        self._topology = topology
+        self.ready[vm.name] = Future()
+        self._identities.admit(vm)
+
+    def strike(self, name: str, topology: Topology) -> None:
+        """A VM whose process and partition are gone is no more in ``topology``."""
+        self._topology = topology
+        self._places.pop(name, None)
+        self.crash_at.pop(name, None)
+        self.ready.pop(name, None)
+        self._identities.strike(name)
+
+    # -- what processes say ---------------------------------------------------------------------------
 
     def became_ready(self, component: str) -> None:
         if component == "front":

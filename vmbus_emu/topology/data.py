@@ -69,6 +69,7 @@ MAX_DISKS = 64
 #: Addresses per /24 when .0 and .255 are skipped, in 256 of them.
 MAX_VMS = 254 * 256
 
+_ADDRESS = re.compile(r"10\.0(\.(0|[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])){2}\Z")
 _SIZE = re.compile(r"\s*([0-9]{1,20})\s*([A-Za-z]*)\s*\Z")
 _UNITS = {
     "": 1, "b": 1,
@@ -189,18 +190,56 @@ class Topology:
         """The topology that :meth:`to_dict` wrote. Raises ``ValueError`` for anything else."""
         try:
             fields = dict(value)
-            fields["vms"] = tuple(_vm_from_dict(vm) for vm in fields["vms"])
+            fields["vms"] = tuple(_vm(vm) for vm in fields["vms"])
             fields["switches"] = tuple(SwitchSpec(**switch) for switch in fields["switches"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a topology: {error}") from error
 
 
-def _vm_from_dict(value: Mapping[str, Any]) -> VmSpec:
+def _vm(value: Mapping[str, Any]) -> VmSpec:
     fields = dict(value)
     fields["disks"] = tuple(DiskSpec(**disk) for disk in fields["disks"])
     fields["nics"] = tuple(NicSpec(**nic) for nic in fields["nics"])
     return VmSpec(**fields)
+
+
+def vm_to_dict(vm: VmSpec) -> dict[str, Any]:
+    """Only msgpack's types; :func:`vm_from_dict` is the inverse."""
+    return asdict(vm)
+
+
+def vm_from_dict(value: object) -> VmSpec:
+    """The VM that :func:`vm_to_dict` wrote. Raises ``ValueError`` for anything else: what nobody checked before."""
+    try:
+        vm = _vm(value)  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a VM: {error}") from error
+    for what, right in (
+        ("name", is_name(vm.name)),
+        ("memory", type(vm.memory_bytes) is int and MIN_MEMORY <= vm.memory_bytes <= MAX_MEMORY),
+        ("integration_services", vm.integration_services is True),
+        ("address", type(vm.address) is str and _ADDRESS.match(vm.address) is not None),
+        ("vmbus_version", vm.vmbus_version is None or vm.vmbus_version in VMBUS_VERSIONS),
+        ("disk", len(vm.disks) <= MAX_DISKS and all(map(_is_disk, vm.disks))),
+        ("nic", len(vm.nics) <= MAX_NICS and all(map(_is_nic, vm.nics))),
+    ):
+        if not right:
+            raise ValueError(f"not a VM: its {what} is none")
+    return vm
+
+
+def _is_disk(disk: DiskSpec) -> bool:
+    size_is_right = type(disk.size_bytes) is int and disk.size_bytes % SECTOR == 0 and disk.size_bytes <= MAX_DISK_BYTES
+    if disk.kind == "file":
+        has_medium = type(disk.path) is str and disk.path.startswith("/") and "\0" not in disk.path
+    else:
+        has_medium = disk.kind in ("ram", "null") and size_is_right and disk.size_bytes > 0
+    return has_medium and size_is_right and disk.size_bytes >= 0 and type(disk.read_only) is bool
+
+
+def _is_nic(nic: NicSpec) -> bool:
+    return type(nic.switch) is str and type(nic.mac) is bytes and len(nic.mac) == 6 and not nic.mac[0] & 1
 
 
 class TopologyErrors(Exception):

@@ -33,6 +33,16 @@ class DiskReader:
         """The disk in the table ``value``; ``None`` (and a line) if it says nothing usable."""
         return self._disk(Table(self._report, place, value, DISK_KEYS))
 
+    def note(self, place: str, disk: DiskSpec) -> None:
+        """Disk ``place`` has an image already, if it has one at all."""
+        if disk.path is None:
+            return
+        try:
+            found = os.stat(disk.path)
+        except OSError:  # whoever has it open has it for good; nobody else finds it
+            return
+        self._images[found.st_dev, found.st_ino] = place, disk.read_only
+
     def flagged(self, flag: str, file: str, folder: str) -> DiskSpec | None:
         """The disk of an image named by a flag; relative paths start from ``folder``."""
         return self._image(Table(self._report, "flags:", {flag: file}, None), flag, folder, None, False)
