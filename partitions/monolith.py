@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from partitions.boundary import BoundDisk, BoundPort, DeviceLock
 from partitions.child.guest import Guest
+from partitions.driver_store import DriverFailed, DriverStore
 from partitions.long_calls import LongCalls
 from partitions.media import Disks
+from partitions.uplinks import Uplinks
 from vmbus_emu.device import NetworkPort
 from vmbus_emu.hypervisor.calls import execute
 from vmbus_emu.hypervisor.core import Hypervisor, PowerOn, Reply
@@ -87,7 +89,9 @@ class Monolith:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._disks = Disks()
+        self._disks = Disks(node.log)
+        self._wires: dict[str, tuple[int, str]] = {}
+        self._uplinks: Uplinks | None = None
         self._disk_locks: dict[str, DeviceLock] = {}
         self._switches: dict[str, Any] = {}
         self._switch_locks: dict[str, DeviceLock] = {}
@@ -107,6 +111,8 @@ class Monolith:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a panic aborts; its core would be every guest's memory
         faulthandler.enable(all_threads=False)  # of a signal, too, the console shows where it happened
         disks = config["storvsp"]["disks"]
+        self._disks.store = DriverStore(config["storvsp"]["controllers"])
+        self._refuse_without_drivers(self._disks.store, DriverStore(config["netvsp"]["nics"]))
         self._build_disks(disks)
         self._build_network(config["netvsp"])
         self._configs = {guest["name"]: guest for guest in config["guests"]}
@@ -114,6 +120,16 @@ class Monolith:
             self._node.ready(component)
         for name in self._configs:
             self._bring_up(name)
+
+    def _refuse_without_drivers(self, *stores: DriverStore) -> None:
+        """Its drivers are those of its image; with a device that has none, it does not boot."""
+        try:
+            for store in stores:
+                for device in store.devices:
+                    store.driver(device)
+        except DriverFailed as failed:
+            self._node.log(str(failed))
+            self._node.leave(1)
 
     def _build_disks(self, disks: Sequence[Message]) -> None:
         self._disk_locks |= {disk["medium"]: DeviceLock(disk["medium"]) for disk in disks}
@@ -123,6 +139,10 @@ class Monolith:
         driver = load(network["driver"])
         self._switches = {name: driver(name) for name in network["switches"]}
         self._switch_locks = {name: DeviceLock(name) for name in self._switches}
+        self._uplinks = Uplinks(
+            self._node.loop, network["nics"], self._wires, self._switches, self._node.log,
+            lambda switch: self._switch_locks[switch].lock,
+        )
         for port in network["ports"]:
             self._plug(port)
 
@@ -224,6 +244,8 @@ class Monolith:
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "medium":
             self._disks.insert(message, fds)
+        elif message["t"] == "wire":
+            self._wires[message["name"]] = fds[0], message["far"]
         elif message["t"] == "fault":
             self._faults.handle(message)
         elif message["t"] == "vm_added":
@@ -265,7 +287,10 @@ class Monolith:
             "netvsp": {
                 "io": sum(p.tx_frames + p.rx_frames for p in ports),
                 "last_io": max((p.last_io for p in ports), default=0.0),
-                "counters": {"drops": sum(p.tx_drops + p.rx_drops for p in ports)},
+                "counters": {
+                    "drops": sum(p.tx_drops + p.rx_drops for p in ports),
+                    **(self._uplinks.counters() if self._uplinks is not None else {}),
+                },
             },
             **{name: thread.guest.stats() for name, thread in self._guests.items() if thread.alive},
         }

@@ -7,6 +7,7 @@ from typing import Any
 
 from partitions.parent.netvsp import NetVspSession
 from partitions.parent.vsp import Device, Vsp
+from partitions.uplinks import Uplinks
 from vmbus_emu.channel import Channel
 from vmbus_emu.device import NetworkPort
 from vmbus_emu.node import Node, load
@@ -18,13 +19,14 @@ class NetworkVsp(Vsp):
     INTERFACE = guids.NETWORK
     MAX_RANGES = 32
 
-    def __init__(self, node: Node, config: dict[str, Any]) -> None:
+    def __init__(self, node: Node, config: dict[str, Any], wires: Mapping[str, tuple[int, str]]) -> None:
         super().__init__(node, config)
         network = config["netvsp"]
         driver = load(network["driver"])
         self._switches = {name: driver(name) for name in network["switches"]}
         self._ports: dict[int, NetworkPort] = {}
         self._sessions: dict[int, NetVspSession] = {}
+        self._uplinks = Uplinks(node.loop, network["nics"], wires, self._switches, node.log)
         for port in network["ports"]:
             self._plug(self.add(port["vm"], port["device"], port["instance"]), port)
 
@@ -51,6 +53,15 @@ class NetworkVsp(Vsp):
         self._sessions[device.key].close()
         closed()
 
+    def changes(self, device: str) -> bool:
+        """Whether ``device`` is a NIC of this component's."""
+        return device in self._uplinks.store.devices
+
+    def change_driver(self, device: str, described: Mapping[str, Any], changed: Callable[[float, str], Any]) -> None:
+        """Give a physical NIC another driver. ``changed(ms, why)``: frames were held so long; it failed if there is a
+        reason."""
+        changed(*self._uplinks.change(device, described))
+
     def drivers(self) -> Mapping[str, Any]:
         """By switch."""
         return self._switches
@@ -70,6 +81,7 @@ class NetworkVsp(Vsp):
                 "spoofed": sum(s.tx_spoofed for s in sessions),
                 "invalid_rndis": sum(s.invalid_rndis for s in sessions),
                 "protocol_errors": self._protocol_errors,
+                **self._uplinks.counters(),
                 **self._channels.counters(),
             },
         }

@@ -6,10 +6,11 @@ VSPs as an object; :class:`VspProcess` reaches the provider by SynIC messages th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+from partitions.driver_store import DriverStore
 from partitions.media import Disks
 from partitions.parent.provider import Provider
 from partitions.parent.vsplink import (
@@ -47,6 +48,10 @@ class VspComponent(VspSide, Protocol):
     def has(self, vm: str) -> bool: ...
     def add_vm(self, arrival: Mapping[str, Any]) -> None: ...
     def remove_vm(self, vm: str) -> None: ...
+    def changes(self, device: str) -> bool: ...
+    def change_driver(
+        self, device: str, described: Mapping[str, Any], changed: Callable[[float, str], Any]
+    ) -> None: ...
     def stats(self) -> Mapping[str, Any]: ...
 
 
@@ -59,7 +64,8 @@ class VspCarrier:
         self.node = node
         node.max_sockets = MAX_CHANNELS
         self.vp = VirtualProcessor(node.loop, node.context)
-        self.disks = Disks()
+        self.disks = Disks(node.log)
+        self.wires: dict[str, tuple[int, str]] = {}
         self.vsps: dict[str, VspComponent] = {}
         self._needed = False
         self._rehearsal: Rehearsal | None = None
@@ -70,6 +76,10 @@ class VspCarrier:
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "medium":
             self.disks.insert(message, fds)
+        elif message["t"] == "wire":
+            self.wires[message["name"]] = fds[0], message["far"]
+        elif message["t"] == "driver":
+            self._change_driver(message["number"], message["device"], message["driver"])
         elif message["t"] == "hypervisor":
             self.vp.reconnect(message["socket"])
         elif message["t"] == "hypervisor_gone":
@@ -88,6 +98,18 @@ class VspCarrier:
         elif message["t"] == "vm_removed":
             for vsp in self.vsps.values():
                 vsp.remove_vm(message["vm"])
+
+    def _change_driver(self, number: int, device: str, described: Mapping[str, Any]) -> None:
+        """Answer the machine, which counts its orders; without VSPs yet, the configuration that makes them has it."""
+
+        def changed(held_ms: float, why: str) -> None:
+            self.node.lifeline.send({
+                "t": "driver_bound", "number": number, "device": device, "held_ms": held_ms, "why": why[:1000],
+            })
+
+        for vsp in self.vsps.values():
+            if vsp.changes(device):
+                vsp.change_driver(device, described, changed)
 
     def vm_added(self, arrival: Message) -> None:
         """A VM came while this runs. Without VSPs yet, the configuration that makes them will have it."""
@@ -115,10 +137,11 @@ class VspCarrier:
         self.vp.connect(config["socket"])
         self.node.poll = config["poll"]
         if "storvsp" in config:
+            self.disks.store = DriverStore(config["storvsp"]["controllers"])
             self.disks.build(config["storvsp"]["disks"], lambda medium: self.node.loop)
             self.vsps["storvsp"] = load(config["storvsp"]["entry"])(self.node, config, self.disks)
         if "netvsp" in config:
-            self.vsps["netvsp"] = load(config["netvsp"]["entry"])(self.node, config)
+            self.vsps["netvsp"] = load(config["netvsp"]["entry"])(self.node, config, self.wires)
 
     def _rehearse(self, config: Message) -> None:
         if not self._needed and config.get("storvsp", {}).get("disks"):

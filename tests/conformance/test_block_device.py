@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from drivers import ahci, piix
 from drivers.disk import FileDisk, NullDisk
 from drivers.workers import IoWorkers
 from partitions.child.storvsc import StorVsc
@@ -60,6 +61,9 @@ class Rig:
     def _make_driver(self, medium: str, info: BlockInfo) -> BlockDevice:
         if medium == "null":
             return NullDisk(info)
+        if medium in CONTROLLERS:
+            behind = self._make_driver("file", info)
+            return CONTROLLERS[medium](behind)
         if medium == "ram":
             self.fd = os.memfd_create("conformance", os.MFD_CLOEXEC)
         else:
@@ -163,7 +167,13 @@ TRANSPORTS: dict[str, Callable[[Rig], tuple[Channel, Channel]]] = {
     "zmq": zmq_ends,
     "ring": rings,
 }
+#: A file behind the driver of a physical controller.
+CONTROLLERS: dict[str, Callable[[BlockDevice], BlockDevice]] = {
+    "ahci": lambda disk: ahci.attach("8086:2922", disk),
+    "piix": lambda disk: piix.attach("8086:7010", disk),
+}
 DATA_VARIANTS = [f"{transport}/{medium}" for transport in ("call", *TRANSPORTS) for medium in ("ram", "file")]
+DATA_VARIANTS += [f"{transport}/{medium}" for transport in ("call", "zmq") for medium in CONTROLLERS]
 ALL_VARIANTS = [*DATA_VARIANTS, *(f"{transport}/null" for transport in ("call", *TRANSPORTS))]
 CHANNEL_VARIANTS = [variant for variant in DATA_VARIANTS if not variant.startswith("call/")]
 

@@ -230,7 +230,13 @@ ONE_FAULT = {
     '[policy]\nparent = "retsart"': ("policy.parent", 'did you mean "restart"?'),
     "policy = 3": ("policy", "not a table"),
     "[role.dns]\ncpu_limit = 0.5": ("role.dns", "roles are not available in this version"),
-    '[hardware.nic0]\nmodel = "8086:100e"': ("hardware.nic0", "hardware models are not available in this version"),
+    '[hardware.nic0]\nmodel = "8086"': ("hardware.nic0.model", 'is "8086"; give a model'),
+    "[hardware.nic0]": ("hardware.nic0.model", "is missing"),
+    '[hardware.gpu0]\nmodel = "8086:100e"': ("hardware.gpu0", "is no device"),
+    '[hardware.storage0]\nmodel = "8086:2922"\ncable = "a.nic0"': ("hardware.storage0.cable", "unknown key"),
+    '[hardware.nic0]\nmodel = "8086:100e"\ncable = "b"': ("hardware.nic0.cable", 'like "other.nic0"'),
+    '[hardware.nic0]\nmodel = "8086:100e"\ncable = "default.nic1"': ("hardware.nic0.cable", "leads back"),
+    '[hardware.nic0]\nmodel = "8086:100e"\nswitch = "s9"': ("hardware.nic0.switch", '"s9"'),
 }
 
 

@@ -21,9 +21,11 @@ from vmbus_emu.cli.completion import COMPLETE_VARIABLE, completion
 from vmbus_emu.cli.demo import demo
 from vmbus_emu.cli.down import down
 from vmbus_emu.cli.drain import drain
+from vmbus_emu.cli.driver import driver
 from vmbus_emu.cli.errors import INTERRUPTED, PROGRAM, explain
 from vmbus_emu.cli.exec import exec_
 from vmbus_emu.cli.fault import fault
+from vmbus_emu.cli.image_build import image
 from vmbus_emu.cli.kill import kill
 from vmbus_emu.cli.logs import logs
 from vmbus_emu.cli.ls import ls
@@ -38,8 +40,8 @@ from vmbus_emu.cli.watch import watch
 
 #: In the order of ``--help``: the order in which one meets them.
 VERBS: tuple[click.Command, ...] = (
-    up, ps, exec_, shell, pingall, kill, fault, start, vm, drain, watch, chaos, check, demo, bench, logs, ls, plan,
-    down, completion,
+    up, ps, exec_, shell, pingall, kill, fault, start, vm, driver, image, drain, watch, chaos, check, demo, bench,
+    logs, ls, plan, down, completion,
 )  # fmt: skip
 
 

@@ -120,6 +120,7 @@ _TOPOLOGY_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--vms", metavar="N", help="Number of VMs.  [default: the file's, or 2]"),
     click.option("--disk", "disks", multiple=True, metavar="[VM=]FILE", type=click.Path(),
                  help="Image file for a VM (without VM=: the first), in place of the disks it has. Repeatable."),
+    click.option("--image", metavar="FILE", type=click.Path(), help="What a monolith boots from (image build)."),
     click.option("--policy", "policies", multiple=True, metavar="ROLE=POLICY",
                  help="What a role's death leads to. Repeatable.", shell_complete=_complete_policies),
 )
@@ -142,6 +143,7 @@ def topology(
     vms: str | None,
     disks: tuple[str, ...],
     policies: tuple[str, ...],
+    image: str | None,
     limits: bool,
 ) -> Topology:
     """What the topology options ask for. Raises ``TopologyErrors`` with everything that is wrong with them.
@@ -150,5 +152,5 @@ def topology(
     """
     from vmbus_emu.topology import Overrides, build
 
-    overrides = Overrides(name, arch, transport, vms, tuple(disks), tuple(policies), poll, hang_after)
+    overrides = Overrides(name, arch, transport, vms, tuple(disks), tuple(policies), poll, hang_after, image)
     return build(file, overrides, limits)

@@ -88,12 +88,7 @@ class Drain:
         Replies: ``{"step": "draining", "vms", "grace_s", "degraded_s"}``, then for each VM ``{"step": "vm", "vm",
         "how", "ms", "unflushed"}``, ``{"step": "rebooting"}``, and at last ``{"drained": {...}}`` or an error.
         """
-        if self._draining is not None:
-            raise Refused("a drain is under way already", "vmbus-emu watch shows its steps")
-        if not self._booted or self._recovery.rebooting:
-            raise Refused("the machine is booting, there is nothing to drain yet", "try again in a moment")
-        if self._recovery.power.off:
-            raise Refused("the machine has halted, as its policy says", "vmbus-emu down, then up starts it again")
+        self.must_be_possible()
         now = time.monotonic_ns()
         degraded_s = (now - self._degraded_ns) / 1e9 if self._degraded_ns else None
         draining = self._draining = _Draining(client, number, grace_s, list(self._hosts), degraded_s)
@@ -101,6 +96,15 @@ class Drain:
         self._events.emit("draining", now, **told)
         self._tell(draining, {"step": "draining", **told})
         self._next(draining)
+
+    def must_be_possible(self) -> None:
+        """Raises :class:`Refused` if a drain cannot begin now."""
+        if self._draining is not None:
+            raise Refused("a drain is under way already", "vmbus-emu watch shows its steps")
+        if not self._booted or self._recovery.rebooting:
+            raise Refused("the machine is booting, there is nothing to drain yet", "try again in a moment")
+        if self._recovery.power.off:
+            raise Refused("the machine has halted, as its policy says", "vmbus-emu down, then up starts it again")
 
     def _tell(self, draining: _Draining, message: Message) -> None:
         self._reply(draining.client, {"id": draining.number, **message})

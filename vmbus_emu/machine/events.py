@@ -22,6 +22,7 @@ cleared
 added        ``component``: a VM that the topology did not have; then ``starting`` and ``ready``
 stopped      ``component``: a VM's power was cut by order, and it stays off
 removed      ``component``: that VM is no more
+driver       ``component`` (a physical device), ``driver``, ``error`` (``None``: it drives the device now)
 draining     ``vms``, ``grace_s``, ``degraded_s``: the VMs are to shut down
 drained      ``component`` (a VM), ``how``, ``ms``, ``unflushed`` (:mod:`vmbus_emu.machine.drain`)
 rebooting    ``reason``; then ``up`` when it is

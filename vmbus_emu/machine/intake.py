@@ -54,7 +54,10 @@ ROLES: Mapping[str, Mapping[str, Fields]] = {
         "partition_ended": {"name": _STR},     # from the monolith, where management is a call
     },
     **{
-        role: {"lost": {"component": _STR, "vm": _STR, "device": _STR, "pid": _INT}, "struck": _STRUCK}
+        role: {
+            "lost": {"component": _STR, "vm": _STR, "device": _STR, "pid": _INT}, "struck": _STRUCK,
+            "driver_bound": {"number": _INT, "device": _STR, "held_ms": (int, float), "why": _STR},
+        }
         for role in ("parent", "storvsp", "netvsp")
     },
     "management": {"struck": _STRUCK, "partition_ended": {"name": _STR}},
@@ -72,7 +75,8 @@ REQUESTS: Mapping[str, Fields] = {
     "fault": {"component": _STR, "faults": (list,), "seconds": (int, float), "seed": _INT, "clear": _BOOL},
     "start": {"vm": _STR},
     "vm": {"what": _STR, "vm": _STR, "spec": (dict,)},
-    "drain": {"grace_s": (int, float)},
+    "drain": {"grace_s": (int, float), "image": _STR, "drivers": (dict,)},
+    "driver": {"what": _STR, "driver": (dict,)},
     "exec": {"vm": _STR, "argv": (list,)},
     "stdin": {"session": _INT, "data": _BYTES, "end": _BOOL},
     "credit": {"session": _INT, "chunks": _INT},

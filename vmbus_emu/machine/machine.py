@@ -10,7 +10,7 @@ Longer than most: every message of a process, every death and every request come
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vmbus_emu import placement
@@ -18,6 +18,7 @@ from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine import intake
 from vmbus_emu.machine.beats import Beats
+from vmbus_emu.machine.bindings import Bindings
 from vmbus_emu.machine.comings import Comings
 from vmbus_emu.machine.consoles import VM_DIED, Consoles
 from vmbus_emu.machine.conversations import Conversations
@@ -34,6 +35,7 @@ from vmbus_emu.machine.recovery import Recovery, describe
 from vmbus_emu.machine.roster import Roster
 from vmbus_emu.machine.shutdown import Shutdown, phases
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
+from vmbus_emu.machine.wires import Plug
 from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.task import Future, Task
 from vmbus_emu.topology.data import Topology
@@ -47,7 +49,9 @@ LOGGED_REFUSALS = 20
 class Machine:
     """One machine, from power-on to power-off."""
 
-    def __init__(self, loop: Loop, topology: Topology, folder: RunFolder, media: dict[str, Medium]) -> None:
+    def __init__(
+        self, loop: Loop, topology: Topology, folder: RunFolder, media: dict[str, Medium], plugs: Mapping[str, Plug]
+    ) -> None:
         self.loop = loop
         self.folder = folder
         self.state = "starting"
@@ -60,6 +64,7 @@ class Machine:
         self._front_restarts = 0
         self._shutdown: Shutdown | None = None
         self._media = media
+        self._plugs = plugs
         self._conversations = Conversations(loop, self._to_front, self._request, self._client_gone)
         self._reply = self._conversations.reply
         self._events = Events(self._reply)
@@ -86,9 +91,13 @@ class Machine:
             loop, self._roster, self.supervisor, self._recovery, self._drain, self._events, self._reply,
             self._vms_changed,
         )  # fmt: skip
-        self._orders = Orders(
-            loop, self._roster, self.supervisor, self._recovery, self._drain, self._comings, self._events, self._reply
+        self._bindings = Bindings(
+            loop, self._roster, self.supervisor, self._recovery, self._events, self._reply
         )
+        self._orders = Orders(
+            loop, self._roster, self.supervisor, self._recovery, self._drain, self._comings, self._bindings,
+            self._events, self._reply,
+        )  # fmt: skip
 
     @property
     def topology(self) -> Topology:
@@ -101,6 +110,7 @@ class Machine:
 
     def _new_power(self) -> Power:
         power = Power(self.loop, self.topology, self.folder, self._media, self.supervisor, self._specs)
+        power.plugs = self._plugs
         power.on_start = lambda process, spare: self._recovery.starting(process, spare)
         return power
 
@@ -174,6 +184,8 @@ class Machine:
                 self._drain.said(message["component"], message["unflushed"])
             case "log":
                 self.supervisor.log(message["component"]).line(message["text"])
+            case "driver_bound":
+                self._refused += not self._bindings.bound(process, message)
             case "partition_ended":
                 self._comings.partition_ended(message["name"])
             case "not_started":
@@ -238,6 +250,7 @@ class Machine:
         self.log(f"{process.name} (pid {process.pid}, incarnation {process.incarnation}) {process.ending}")
         self._consoles.process_died(process)
         self._figures.died(process.name)
+        self._bindings.died(process)
         self._power.exited(process)
         if process.name == "front":
             self._conversations.front_gone()
@@ -364,7 +377,7 @@ class Machine:
                 Task(self.loop, self._ps(client, number))
             case "watch":
                 self._events.watch(client, number, request.get("past", False))
-            case "kill" | "fault" | "start" | "drain" | "vm":
+            case "kill" | "fault" | "start" | "drain" | "vm" | "driver":
                 self._orders.carry_out(client, number, request)
                 self._settle_state()
             case "exec":

@@ -15,6 +15,7 @@ from vmbus_emu.faults import ENDING, LASTING, SIGNALS, Fault
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine.armed import Armed
+from vmbus_emu.machine.bindings import Bindings
 from vmbus_emu.machine.comings import Comings
 from vmbus_emu.machine.drain import DEFAULT_GRACE_S, Drain
 from vmbus_emu.machine.events import Events
@@ -54,9 +55,10 @@ class Orders:
 
     def __init__(
         self, loop: Loop, roster: Roster, supervisor: Supervisor, recovery: Recovery, drain: Drain, comings: Comings,
-        events: Events, reply: Reply,
+        bindings: Bindings, events: Events, reply: Reply,
     ) -> None:
         self._loop = loop
+        self._bindings = bindings
         topology, specs = roster.topology, roster.specs
         self._arch = topology.arch
         self._degraded = policy_of(topology, specs["hypervisor"]) == "degraded"
@@ -72,7 +74,7 @@ class Orders:
         self.armed = Armed(topology, specs, supervisor, recovery, events)
 
     def carry_out(self, client: bytes, number: int, request: Message) -> None:
-        """``kill``, ``fault``, ``start``, ``vm`` or ``drain``, at which
+        """``kill``, ``fault``, ``start``, ``vm``, ``driver`` or ``drain``, at which
         :func:`vmbus_emu.machine.intake.understood` has looked."""
         try:
             match request["verb"]:
@@ -80,7 +82,13 @@ class Orders:
                     answer: Message = {"killed": self._kill(request)}
                 case "fault":
                     answer = {"faults": self._fault(request)}
+                case "driver":
+                    self._bindings.carry_out(client, number, request)
+                    return
                 case "drain":
+                    if "image" in request:
+                        self._drain.must_be_possible()
+                        self._bindings.install(request)
                     self._drain.begin(client, number, request.get("grace_s", DEFAULT_GRACE_S))
                     return
                 case "vm":

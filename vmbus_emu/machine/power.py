@@ -21,6 +21,7 @@ from vmbus_emu.machine.media import Medium
 from vmbus_emu.machine.policy import is_replaced
 from vmbus_emu.machine.spares import Spares
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
+from vmbus_emu.machine.wires import Plug
 from vmbus_emu.placement import ProcessSpec
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.runfolder import RunFolder
@@ -80,6 +81,8 @@ class Power:
         self.ready: dict[str, Future[None]] = {c.name: Future() for spec in specs.values() for c in spec.components}
         #: Component -> the step at which its next process is to die, as that is told (:mod:`vmbus_emu.trap`).
         self.crash_at: dict[str, Message] = {}
+        #: The cables of physical NICs, by name.
+        self.plugs: Mapping[str, Plug] = {}
         #: Set while powering off: nothing starts any more.
         self.off = False
         #: Called with each process before it is told to start, and with whether it was a spare.
@@ -285,6 +288,9 @@ class Power:
             for medium in self._media.values():
                 fds = [medium.fd] if medium.fd >= 0 else []
                 process.line.send({"t": "medium", "name": medium.name, "info": medium.describe()}, fds)
+        if any(component.role == "netvsp" for component in spec.components):
+            for name, plug in self.plugs.items():
+                process.line.send({"t": "wire", "name": name, "far": plug.far}, [plug.fd])
 
     def _config(self, spec: ProcessSpec, process: Process) -> Message:
         # Who starts while the hypervisor comes back is told where it listens when it does, as all the others are.
@@ -342,6 +348,10 @@ class Power:
     def bound(self, pid: int) -> None:
         """The hypervisor knows process ``pid`` now."""
         self._identities.bound(pid)
+
+    def follow(self, topology: Topology) -> None:
+        """Who starts from now on is told of ``topology``, which differs in drivers or the image alone."""
+        self._topology = topology
 
     # -- VMs that come and go -------------------------------------------------------------------------
 

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from vmbus_emu.hardware import DEFAULT_CONTROLLER, kind_of
+
 ARCHES = ("microkernel", "monolithic", "disaggregated")
 TRANSPORTS = ("zmq", "ring")
 #: How an end of a ring waits for the other: sleep at once, spin within a budget that hits and misses move, always spin.
@@ -139,6 +141,8 @@ class DiskSpec:
     path: str | None = None
     size_bytes: int = 0
     read_only: bool = False
+    #: The physical device that it hangs on.
+    controller: str = DEFAULT_CONTROLLER
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,11 @@ class SwitchSpec:
 @dataclass(frozen=True, slots=True)
 class Topology:
     """One machine. ``transport`` means nothing in the monolithic architecture, where a request is a call, and
-    ``poll`` nothing on any transport but ``ring``. ``hang_after_s``: 0 is never."""
+    ``poll`` nothing on any transport but ``ring``. ``hang_after_s``: 0 is never.
+
+    ``hardware``: physical devices besides the default ones, or in their place: ``model``, and of a NIC ``switch`` and
+    ``cable`` (``machine.device`` at its far end, or ``None``). ``drivers``: those that are not chosen by the model
+    alone, by device (:func:`vmbus_emu.hardware.bound`). ``image``: what a monolith boots from, or ``None``."""
 
     name: str
     arch: str
@@ -180,6 +188,8 @@ class Topology:
     roles: Mapping[str, Any] = field(default_factory=dict)
     poll: str = DEFAULT_POLL
     hang_after_s: float = DEFAULT_HANG_AFTER_S
+    drivers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    image: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Only msgpack's types (MACs stay bytes); :meth:`from_dict` is the exact inverse, after msgpack too."""
@@ -235,7 +245,8 @@ def _is_disk(disk: DiskSpec) -> bool:
         has_medium = type(disk.path) is str and disk.path.startswith("/") and "\0" not in disk.path
     else:
         has_medium = disk.kind in ("ram", "null") and size_is_right and disk.size_bytes > 0
-    return has_medium and size_is_right and disk.size_bytes >= 0 and type(disk.read_only) is bool
+    hangs = type(disk.controller) is str and kind_of(disk.controller) == "storage"
+    return has_medium and hangs and size_is_right and disk.size_bytes >= 0 and type(disk.read_only) is bool
 
 
 def _is_nic(nic: NicSpec) -> bool:
