@@ -87,7 +87,8 @@ def test_a_vm_comes_works_and_goes_and_nothing_of_it_is_left(
     assert machine.exec("vm1", "ping -c 1 -W 1 vm3").status != 0
     assert machine.exec("vm1", "ping -c 1 vm2").status == 0
     assert {name: row["pid"] for name, row in lab.rows(machine).items()} == pids
-    wait(lambda: descriptors(lab, machine) == before, f"descriptors are {before} again")
+    # Not equal: of the first one something may have been left still when they were counted.
+    wait(lambda: all(descriptors(lab, machine)[name] <= count for name, count in before.items()), f"again {before}")
     assert machine.info()["state"] == "ready"
     # The same name again is a new VM: another disk, and what the others know of it is true.
     machine.add_vm("vm3", disk=RAM)
