@@ -1,7 +1,7 @@
 """Where the microseconds of a null request over the ring go: ``python -m bench.anatomy``.
 
 Both ends in one process, so that every step can be timed by itself: the caches are warm and nothing waits. The sum is
-what the code costs; what ``bench.transport`` measures beyond it is the way of two cache lines from core to core, twice,
+what the code costs; what ``vmbus-emu bench`` measures beyond it is the way of two cache lines from core to core, twice,
 and the loops' rounds. Medians; the cost of reading the clock is taken off.
 """
 

@@ -1,7 +1,8 @@
-"""What others take for a round trip of 64 bytes: ``python -m bench.baselines NAME [SECONDS]``, in fresh processes.
+"""What others take for a round trip of 64 bytes: ``python -m bench.baselines NAME [SECONDS [CPU CPU]]``.
 
-Each has one process that asks and one that answers (``call`` has neither); the answer is looked at. Round trips are
-timed where they began, after a fifth of the time for warming up. Prints one line of JSON: ``latencies_ns``.
+Each has one process that asks and one that answers (``call`` has neither), fresh, each pinned to its processor if two
+are given; the answer is looked at. Round trips are timed where they began, after a fifth of the time for warming up.
+Prints one line of JSON: ``latencies_ns``.
 
 * ``call``: a Python function that gets the message and returns it;
 * ``pipe``, ``unix``, ``eventfd``: the kernel's, blocking; with ``eventfd`` the bytes lie in shared memory;
@@ -10,8 +11,6 @@ timed where they began, after a fifth of the time for warming up. Prints one lin
 * ``pyzmq-same-loop``: PAIR over ipc on our event loop, as a channel has it, without VMBus code;
 * ``shm-spin``: shared memory, both ends look at it all the time;
 * ``iceoryx2``: its Python binding, publish and subscribe, both ends polling.
-
-Besides, ``preadv FILE SIZE COUNT SPAN``: ``bytes_per_s`` of reading a file.
 """
 
 from __future__ import annotations
@@ -21,10 +20,8 @@ import json
 import mmap
 import multiprocessing
 import os
-import random
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import time
@@ -35,17 +32,27 @@ from typing import Any
 
 MESSAGE = bytes(range(64))
 _WARM_UP = 0.2
-_WORD = struct.Struct("<Q")
+_PR_SET_PDEATHSIG = 1
+#: Looked up before there is a process that may find locks taken.
+_prctl = ctypes.CDLL(None).prctl
 
 Trip = Callable[[], object]
+#: The processor of who answers; nothing: any.
+_answers_on: set[int] = set()
 
 
 @contextmanager
 def _answering(serve: Callable[[], None]) -> Iterator[None]:
-    """``serve`` runs in a process of its own meanwhile; it never returns there."""
+    """``serve`` runs in a process of its own meanwhile; it never returns there, and ends with us, however we do."""
+    asker = os.getpid()
     pid = os.fork()
     if pid == 0:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != asker:       # it ended before that
+            os._exit(1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if _answers_on:
+            os.sched_setaffinity(0, _answers_on)
         try:
             serve()
         finally:
@@ -334,25 +341,11 @@ def timed(name: str, seconds: float) -> array[int]:
     return times[:count]
 
 
-def preadv(path: str, size: int, count: int, span: int) -> dict[str, float]:
-    """A plain loop of ``preadv`` at random places of a file, every byte of the result read."""
-    chance = random.Random(1)
-    places = [chance.randrange(span // size) * size for _ in range(count)]
-    buffer, scratch = bytearray(size), memoryview(bytearray(size))
-    fd = os.open(path, os.O_RDONLY)
-    begin = time.perf_counter()
-    for place in places:
-        if os.preadv(fd, (buffer,), place) != size:
-            raise SystemExit("preadv: a short read")
-        scratch[:] = buffer
-    return {"bytes_per_s": size * count / (time.perf_counter() - begin)}
-
-
 def main() -> None:
     name, *rest = sys.argv[1:]
-    if name == "preadv":
-        print(json.dumps(preadv(rest[0], *map(int, rest[1:]))))
-        return
+    if len(rest) > 1:
+        os.sched_setaffinity(0, {int(rest[1])})
+        _answers_on.add(int(rest[2]))
     print(json.dumps({"latencies_ns": timed(name, float(rest[0]) if rest else 0.3).tolist()}))
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -30,8 +30,18 @@ MOST_PRESSURE = 0.10
 MOST_FOREIGN = 0.25
 #: Coefficient of variation of a job's medians over sample sets.
 MOST_VARIATION = 0.35
-#: Share of its time by which an open-loop load may submit late, at the 99th percentile of its requests.
-MOST_LAG = 0.5
+#: Intervals by which an open-loop load may submit late, at the 99th percentile of its requests.
+MOST_LATE = 0.5
+#: Share of its time for which a closed-loop load may not use the room that it has.
+MOST_STALLED = 0.05
+
+
+class Loads(NamedTuple):
+    """What the loads of a run say of themselves, the worst by job and configuration."""
+
+    late: Mapping[str, float]       #: of open loops, intervals at the 99th percentile
+    stalled: Mapping[str, float]    #: shares of their time
+    misplaced: Iterable[str]        #: who was not pinned as was wanted
 
 
 def describe(folder: Path | None = None) -> dict[str, Any]:
@@ -136,14 +146,9 @@ def _pressure_us() -> int | None:
     return next((int(field[6:]) for field in line.split() if field.startswith("total=")), None)
 
 
-def doubts(
-    watched: Mapping[str, Any], medians: Mapping[str, Sequence[float]], lags: Iterable[float], pins: Iterable[str],
-) -> list[str]:
-    """Why the numbers of a run are not to be trusted, and what to do.
-
-    ``watched``: what :meth:`Watch.end` gave; ``medians`` by job and configuration over the sample sets; ``lags``: of
-    open-loop loads, the 99th percentile of their delay, as a share of the interval; ``pins``: what could not be pinned.
-    """
+def doubts(watched: Mapping[str, Any], medians: Mapping[str, Sequence[float]], loads: Loads) -> list[str]:
+    """Why the numbers of a run are not to be trusted, and what to do. ``watched``: what :meth:`Watch.end` gave;
+    ``medians``: by job and configuration, over the sample sets."""
     reasons = []
     if watched["steal"] > MOST_STEAL:
         reasons.append(
@@ -155,16 +160,34 @@ def doubts(
             f"other processes used {watched['foreign_cpus']:.2f} processors meanwhile: end them, see top"
         )
     wild = {name: _variation(values) for name, values in medians.items() if len(values) >= 3}
-    worst = max(wild, key=lambda name: wild[name], default="")
+    worst = _worst(wild)
     if worst and wild[worst] > MOST_VARIATION:
         reasons.append(
             f"{worst} varied by {100 * wild[worst]:.0f} % from one machine to the next: run it longer, on a quiet host"
         )
-    lag = max(lags, default=0.0)
-    if lag > MOST_LAG:
-        reasons.append(f"the load was {lag:.1f} intervals late at its 99th percentile: ask for a lower rate")
-    reasons += [f"{pin}: run it where you may set affinities" for pin in pins]
+    late = _worst(loads.late)
+    if late and loads.late[late] > MOST_LATE:
+        reasons.append(
+            f"the load of {late} was {loads.late[late]:.1f} intervals late at its 99th percentile: ask for a lower rate"
+        )
+    stalled = _worst(loads.stalled)
+    if stalled and loads.stalled[stalled] > MOST_STALLED:
+        reasons.append(
+            f"the load of {stalled} stood still for {100 * loads.stalled[stalled]:.0f} % of its time: what it did not "
+            "ask for was not measured; see what else its process does"
+        )
+    misplaced = sorted(set(loads.misplaced))
+    if misplaced:
+        more = f" and {len(misplaced) - 1} more" if len(misplaced) > 1 else ""
+        reasons.append(
+            f"{misplaced[0]}{more}, so configurations are not alike: measure where you may set affinities, or ask for "
+            "--pin none"
+        )
     return reasons
+
+
+def _worst(figures: Mapping[str, float]) -> str:
+    return max(figures, key=lambda name: figures[name], default="")
 
 
 def _variation(values: Sequence[float]) -> float:

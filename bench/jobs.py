@@ -54,6 +54,8 @@ class Job:
             return "seconds must be above 0 and at most 600, the rate from 0 to 1,000,000"
         if self.rate and not operation.open_loop:
             return f"{self.operation} has no rate: each request waits for the last"
+        if self.rate and self.rate * self.seconds < 1:
+            return f"at {self.rate:g} requests per second none is due within {self.seconds:g} s"
         if operation.largest and not 0 < self.size <= operation.largest:
             return f"a {self.operation} has 1 to {operation.largest} bytes, not {self.size}"
         if operation.whole_sectors and self.size % _SECTOR:
@@ -69,20 +71,40 @@ STANDARD: Mapping[str, Job] = {
         Job("write-flush-4k", "commit", 4096),
         Job("ping", "ping", 56),
         Job("read-1m", "read", 1 << 20, touch=True),
+        Job("sqlite-commit", "sqlite"),
     )
+}
+
+#: Whole workloads: what ``bench macro`` runs.
+MACRO: Mapping[str, Job] = {
+    job.name: job
+    for job in (STANDARD["sqlite-commit"], Job("kv-put", "kvlog"), Job("file-server", "files", depth=4))
+}
+
+#: Between two VMs, beside the standard echo: what ``bench network`` runs. A frame takes at most 1,500 bytes, and no
+#: stack here makes fragments; more than two units of 64 KiB are more frames than a receiver has room for.
+NETWORK: Mapping[str, Job] = {
+    job.name: job for job in (STANDARD["ping"], Job("ping-1400", "ping", 1400), Job("bulk", "bulk", 65536, depth=2))
 }
 
 
 def varied(jobs: Iterable[Job], sizes: Iterable[int], depths: Iterable[int], rate: float) -> list[Job]:
-    """Each of ``jobs`` at every size and depth; an empty list leaves what the job has. Raises :class:`BadJob`."""
+    """Each of ``jobs`` at every size and depth, once; an empty list leaves what the job has. Raises :class:`BadJob`,
+    also for two jobs that a run could not tell from each other."""
     made: dict[tuple[Any, ...], Job] = {}
     for job in jobs:
         for size in list(sizes) or [job.size]:
             for depth in list(depths) or [job.depth]:
                 sized = size if OPERATIONS[job.operation].largest else 0
                 one = replace(job, size=sized, depth=depth, rate=rate or job.rate)
-                made.setdefault((one.name, one.size, one.depth), checked(one))
+                if made.setdefault(_told_by(one), checked(one)) != one:
+                    raise BadJob(f"two jobs named {one.name} have the same size, depth and rate: name them apart")
     return list(made.values())
+
+
+def _told_by(job: Job) -> tuple[Any, ...]:
+    """What tells a job from the others of a run."""
+    return job.name, job.size, job.depth, job.rate
 
 
 def checked(job: Job) -> Job:
@@ -101,7 +123,13 @@ def load(path: Path) -> list[Job]:
     rows = document.get("job")
     if set(document) != {"job"} or not isinstance(rows, list) or not rows:
         raise BadJob(f"{path}: it must hold [[job]] tables and nothing else")
-    return [checked(_job(path, row)) for row in rows]
+    jobs = [checked(_job(path, row)) for row in rows]
+    told = {_told_by(job) for job in jobs}
+    for job in jobs:
+        if _told_by(job) not in told:
+            raise BadJob(f"{path}: two jobs named {job.name} have the same size, depth and rate: name them apart")
+        told.remove(_told_by(job))
+    return jobs
 
 
 def _job(path: Path, row: Any) -> Job:

@@ -13,13 +13,16 @@ import shlex
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench import pins
+from bench.costs import Replaced, processes, spent
 from bench.jobs import Job
 from bench.operations import OPERATIONS
-from vmbus_emu.client import Machine
+from bench.pins import Places
+from vmbus_emu.client import Machine, MachineError
 from vmbus_emu.device import BLOCK_SIZE
 from vmbus_emu.witness.samples import Samples
 
@@ -29,9 +32,11 @@ IMAGE_BYTES = 64 << 20
 _WARM_UP = 0.2
 #: Room for so many requests per second.
 _MOST_PER_S = 1_500_000
+#: And so many in all: 256 MiB.
+_MOST_SAMPLES = 1 << 25
+_WRITES = ("write", "commit")
 #: What a guest may take beyond the job's time.
 _PATIENCE_S = 60.0
-_COUNTERS = ("packets", "doorbells", "copies", "messages", "hypercalls", "intercepts")
 
 
 class Configuration(NamedTuple):
@@ -69,6 +74,13 @@ class Measured:
     cpu_us_by_process: Mapping[str, float]
     switches: float
     counters: Mapping[str, float]
+    #: What of its time the load did not ask though it could have, and how late it was, in intervals, at the 99th
+    #: percentile (open loops only).
+    stalled: float | None = None
+    late: float | None = None
+    misplaced: Sequence[str] = ()       #: who was not pinned as was wanted
+    memory_bytes: float | None = None   #: of all processes of the machine, as much as would be free without them
+    received: Mapping[str, float] = field(default_factory=dict)     #: what the other end says of a bulk transfer
 
 
 def make_image(path: Path, nbytes: int = IMAGE_BYTES) -> Path:
@@ -83,7 +95,9 @@ def make_image(path: Path, nbytes: int = IMAGE_BYTES) -> Path:
 
 
 @contextmanager
-def running(configuration: Configuration, folder: Path, vms: int = 2) -> Iterator[Machine]:
+def running(
+    configuration: Configuration, folder: Path, vms: int = 2, environment: Mapping[str, str] | None = None
+) -> Iterator[Machine]:
     """A fresh machine. Every VM has a null disk; vm1 also the image ``image`` of ``folder``, one to write on, and one
     for file systems and databases (:mod:`bench.operations` says which is which)."""
     document: dict[str, Any] = {
@@ -98,83 +112,104 @@ def running(configuration: Configuration, folder: Path, vms: int = 2) -> Iterato
         document["transport"] = configuration.transport
     if configuration.poll is not None:
         document["poll"] = configuration.poll
-    with Machine(document) as machine:
+    # A version of some time ago, which bench.ab measures, knows no environment.
+    with Machine(document, environment) if environment else Machine(document) as machine:
         yield machine
 
 
 def sample_set(
     configuration: Configuration, jobs: Sequence[Job], folder: Path, chance: random.Random,
-    done: Callable[[Job], Any] = lambda job: None,
+    done: Callable[[Job], Any] = lambda job: None, where: Places | None = None,
 ) -> dict[Job, Measured | str]:
     """Every job once, in random order; for one that could not be measured, why. ``done`` is called after each."""
     results: dict[Job, Measured | str] = {}
-    with running(configuration, folder) as machine:
-        pids = {row["pid"]: row["host"] for row in machine.ps(window=0)["partitions"] if row["pid"]}
-        for job in chance.sample(list(jobs), len(jobs)):
-            try:
-                results[job] = measured(machine, job, pids)
-            except Unmeasured as why:
-                results[job] = str(why)
-            done(job)
+    try:
+        with running(configuration, folder) as machine:
+            placed: Mapping[int, str] = {}
+            for job in chance.sample(list(jobs), len(jobs)):
+                rows = machine.ps(window=0)["partitions"]
+                if where is not None and processes(rows) != placed:  # at first, and when somebody was replaced
+                    pins.pin(rows, where)
+                    placed = processes(rows)
+                results[job] = _tried(machine, job, folder)
+                if where is not None and isinstance(found := results[job], Measured):
+                    found.misplaced = pins.misplaced(rows, where)
+                done(job)
+    except MachineError as error:  # it did not come up, or died: what it did before that counts
+        for job in jobs:
+            if job not in results:
+                results[job] = f"the machine failed: {error}"
+                done(job)
     return results
 
 
-def measured(machine: Machine, job: Job, pids: Mapping[int, str]) -> Measured:
-    """``job`` in vm1 of a running machine; ``pids``: its processes. Raises :class:`Unmeasured`."""
-    samples = Samples.create(int(min(job.rate or _MOST_PER_S, _MOST_PER_S) * job.seconds) + 1000)
+def _tried(machine: Machine, job: Job, folder: Path) -> Measured | str:
+    try:
+        if lacking := OPERATIONS[job.operation].lacking():
+            return lacking
+        return measured(machine, job, folder)
+    except (Unmeasured, Replaced) as why:
+        return str(why)
+    except (ValueError, KeyError, TypeError, OSError, ZeroDivisionError) as error:
+        # A guest can say anything; that is its job's failure, not the run's.
+        return f"{job.name}: what the guest told makes no sense: {error!r}"
+
+
+def measured(machine: Machine, job: Job, folder: Path) -> Measured:
+    """``job`` in vm1 of a running machine. Raises :class:`Unmeasured`, or what a nonsensical answer makes."""
+    mark = random.SystemRandom().randrange(1, 1 << 32) if job.operation in _WRITES else 0
+    room = min(int(min(job.rate or _MOST_PER_S, _MOST_PER_S) * job.seconds) + 1000, _MOST_SAMPLES)
+    samples = Samples.create(room)
     try:
         run(machine, job, samples, job.seconds * _WARM_UP)
-        counters = _counters(machine)
-        before = _costs(pids)
-        told = run(machine, job, samples, job.seconds)
-        after = _costs(pids)
-        counted = {name: value - counters[name] for name, value in _counters(machine).items()}
+        # The command itself costs, too: it maps the samples, chooses places, formats what it needs.
+        _, fixed = spent(machine, lambda: run(machine, job, samples, 0.0, mark))
+        told, whole = spent(machine, lambda: run(machine, job, samples, job.seconds, mark))
         if samples.full:
-            raise Unmeasured(f"{job.name}: more requests than there is room for")
+            raise Unmeasured(f"{job.name}: more requests than there is room for: ask for fewer seconds")
         latencies = samples.values()
     finally:
         samples.close()
     count = len(latencies)
+    if mark:
+        look_for(folder / "scratch", job, told["written"], mark)
     if not count:
         raise Unmeasured(f"{job.name}: no request was served in {job.seconds:g} s")
-    cpu = {name: (after[name][0] - used) / count / 1000 for name, (used, _) in before.items() if name in after}
-    switches = sum(after[name][1] - was for name, (_, was) in before.items() if name in after)
+    if told.get("lost") and "received" not in told:
+        raise Unmeasured(f"{job.name}: {told['lost']} of {count + told['lost']} requests were lost")
+    cost = whole.beyond(fixed)
+    cpu = {name: ns / count / 1000 for name, ns in cost.ns.items()}
     return Measured(
-        latencies, told["seconds"], sum(cpu.values()), cpu, switches / count,
-        {name: value / count for name, value in counted.items()},
+        latencies, told["seconds"], sum(cpu.values()), cpu, cost.switches / count,
+        {name: value / count for name, value in cost.counters.items()},
+        None if told.get("stalled_s") is None else told["stalled_s"] / told["seconds"],
+        None if told.get("late_p99_us") is None else told["late_p99_us"] * job.rate / 1e6,
+        memory_bytes=whole.memory_bytes, received=told.get("received", {}),
     )  # fmt: skip
 
 
-def run(machine: Machine, job: Job, samples: Samples, seconds: float, vm: str = "vm1") -> dict[str, Any]:
-    """Run ``job`` for ``seconds``; the latencies are in ``samples`` afterwards."""
+def run(
+    machine: Machine, job: Job, samples: Samples, seconds: float, mark: int = 0, vm: str = "vm1"
+) -> dict[str, Any]:
+    """Run ``job`` for ``seconds``; the latencies are in ``samples`` afterwards. What it writes bears ``mark``."""
     interval = f" -i {1 / job.rate:.9f}" if job.rate else ""
-    common = f"-d {job.depth} -T {seconds:.3f}{interval} -S {shlex.quote(samples.path)}"
+    marked = f" -N {mark}" if mark else ""
+    common = f"-d {job.depth} -T {seconds:.3f}{interval}{marked} -S {shlex.quote(samples.path)}"
     command = OPERATIONS[job.operation].command(job, common)
     result = machine.exec(vm, command, timeout=seconds + _PATIENCE_S)
     if result.status:
-        raise Unmeasured(f"{job.name}: {result.stderr.decode(errors='replace').strip().splitlines()[-1:] or ['?']}")
+        lines = result.stderr.decode(errors="replace").strip().splitlines() or [f"status {result.status}"]
+        raise Unmeasured(f"{job.name}: {lines[-1]}")
     told: dict[str, Any] = json.loads(result.stdout)
     return told
 
 
-def _counters(machine: Machine) -> dict[str, float]:
-    rows = machine.ps(window=0)["partitions"]
-    return {
-        name: float(sum((row["counters"] or {}).get(name) or 0 for row in rows)) for name in _COUNTERS
-    }  # fmt: skip
-
-
-def _costs(pids: Mapping[int, str]) -> dict[str, tuple[int, int]]:
-    """ns on a processor and context switches, by process. One that has ended is left out."""
-    costs: dict[str, tuple[int, int]] = {}
-    for pid, name in pids.items():
-        used = switches = 0
-        try:
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                used += int((task / "schedstat").read_text().split()[0])
-                lines = (task / "status").read_text().splitlines()
-                switches += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
-        except (OSError, ValueError):
-            continue
-        costs[name] = used, switches
-    return costs
+def look_for(path: Path, job: Job, written: Sequence[int], mark: int) -> None:
+    """Whether what was acknowledged, at blocks ``written``, is in the image, read from outside of the machine. Raises
+    :class:`Unmeasured`."""
+    last = job.size // BLOCK_SIZE - 1
+    with path.open("rb") as image:
+        for place in written:
+            for block in (place, place + last):
+                if os.pread(image.fileno(), 8, block * BLOCK_SIZE) != (block ^ mark).to_bytes(8, "little"):
+                    raise Unmeasured(f"{job.name}: what was written to block {block} and acknowledged is not there")

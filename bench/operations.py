@@ -6,6 +6,7 @@ A new kind of request is one more row here: what the guest runs, which sizes it 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -43,6 +44,19 @@ def _echo(job: Job, common: str) -> str:
     return f"netbench -b {job.size} {common} vm2"
 
 
+def _bulk(job: Job, common: str) -> str:
+    return f"bulkbench -b {job.size} {common} vm2"
+
+
+def _whole_load(command: str) -> Command:
+    """A load of its own on a disk that it formats."""
+    return lambda job, common: f"{command} {common} {MACRO_DISK}"
+
+
+def _without_apsw() -> str:
+    return "" if find_spec("apsw") else "needs apsw: pip install 'vmbus-emu[macro]'"
+
+
 #: Which disk of vm1 holds what: see :func:`bench.machines.running`.
 NULL_DISK, IMAGE_DISK, SCRATCH_DISK, MACRO_DISK = "disk0", "disk1", "disk2", "disk3"
 
@@ -52,4 +66,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "write": Operation(_on_disk(SCRATCH_DISK), _MIB, whole_sectors=True),
     "commit": Operation(_on_disk(SCRATCH_DISK), _MIB, whole_sectors=True),
     "ping": Operation(_echo, 65507),
+    "bulk": Operation(_bulk, _MIB, most_depth=4, open_loop=False),
+    "sqlite": Operation(_whole_load("sqlitebench"), most_depth=1, open_loop=False, lacking=_without_apsw),
+    "kvlog": Operation(_whole_load("kvlog"), most_depth=1, open_loop=False),
+    "files": Operation(_whole_load("fileserver"), open_loop=False),
 }

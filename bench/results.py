@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from bench.statistics import Ratio, median_interval, percentile
 SCHEMA = 1
 #: Figures over which sample sets are compared.
 METRICS = ("p50_us", "cpu_us_per_op", "ops_per_s")
-#: Points of the stored distribution: the quantile of every half percent, as far as the samples carry it.
+#: Points of the stored distribution: the quantile of every half percent. Who draws it ends where the samples do.
 _POINTS = 200
 
 #: Which baseline bounds the messages of a configuration from below.
@@ -26,6 +26,13 @@ BOUNDS: Mapping[tuple[str, str | None], str] = {
     ("call", None): "call", ("zmq", None): "pyzmq-msgpack", ("ring", "never"): "eventfd",
     ("ring", "adaptive"): "shm-spin", ("ring", "always"): "shm-spin",
 }  # fmt: skip
+
+#: Counters of what passes from one process to another.
+_CROSSINGS = ("packets", "messages", "hypercalls", "intercepts")
+
+#: Parts of every run, and what each of its results has.
+_ALWAYS = ("baselines", "ratios")
+_ROW = {"job", "arch", "transport", "poll", "size", "depth"}
 
 Result = dict[str, Any]
 
@@ -46,14 +53,15 @@ def result(job: Job, of: Configuration, sets: Sequence[Measured | str], vms: int
     if not good:
         return row
     pooled = sorted(ns / 1000 for one in good for ns in one.latencies_ns)
-    columns = {
-        "p50_us": [statistics.median(one.latencies_ns) / 1000 for one in good],
-        "ops_per_s": [len(one.latencies_ns) / one.seconds for one in good],
-        "cpu_us_per_op": [one.cpu_us for one in good],
+    # By round: what is compared within a round finds its other half at the same place.
+    columns: dict[str, list[float | None]] = {
+        "p50_us": [_of_set(one, lambda good: statistics.median(good.latencies_ns) / 1000) for one in sets],
+        "ops_per_s": [_of_set(one, lambda good: len(good.latencies_ns) / good.seconds) for one in sets],
+        "cpu_us_per_op": [_of_set(one, lambda good: good.cpu_us) for one in sets],
     }
-    row |= {name: statistics.median(values) for name, values in columns.items()}
+    row |= {name: statistics.median(measured(values)) for name, values in columns.items()}
     row |= {"p99_us": percentile(pooled, 0.99), "p999_us": percentile(pooled, 0.999)}
-    interval = median_interval(columns["p50_us"])
+    interval = median_interval(measured(columns["p50_us"]))
     row["interval_p50_us"] = None if interval is None else list(interval)
     row["sets"] = columns
     row["distribution_us"] = [pooled[len(pooled) * point // _POINTS] for point in range(_POINTS)]
@@ -66,19 +74,38 @@ def result(job: Job, of: Configuration, sets: Sequence[Measured | str], vms: int
         name: statistics.median(one.counters[name] for one in good) for name in good[0].counters
         if any(one.counters[name] for one in good)
     }  # fmt: skip
+    if good[0].received:
+        row["received"] = {name: statistics.median(one.received[name] for one in good) for name in good[0].received}
+    # Each takes what is asked or answered from one address space into another.
+    row["crossings_per_op"] = sum(row["per_op"].get(name, 0.0) for name in _CROSSINGS)
+    memory = [one.memory_bytes for one in good if one.memory_bytes is not None]
+    row["memory_bytes"] = statistics.median(memory) if memory else None
     return row
 
 
-def baseline(name: str, sets: Sequence[Sequence[int]]) -> Result:
-    """One row of a baseline: latencies of its sample sets, ns."""
-    row: Result = {"baseline": name, "p50_us": None, "p99_us": None, "interval_p50_us": None, "repetitions": len(sets)}
-    if not sets:
+def _of_set(one: Measured | str, figure: Callable[[Measured], float]) -> float | None:
+    return figure(one) if isinstance(one, Measured) else None
+
+
+def measured(column: Iterable[float | None]) -> list[float]:
+    """What of a column was measured."""
+    return [value for value in column if value is not None]
+
+
+def baseline(name: str, sets: Sequence[Sequence[int] | str]) -> Result:
+    """One row of a baseline: latencies of its sample sets, ns; of those that failed, why."""
+    good = [one for one in sets if not isinstance(one, str)]
+    row: Result = {
+        "baseline": name, "p50_us": None, "p99_us": None, "interval_p50_us": None, "repetitions": len(good),
+        "failed": [one for one in sets if isinstance(one, str)],
+    }  # fmt: skip
+    if not good:
         return row
-    medians = [statistics.median(one) / 1000 for one in sets]
-    interval = median_interval(medians)
-    pooled = sorted(ns / 1000 for one in sets for ns in one)
+    medians = [None if isinstance(one, str) else statistics.median(one) / 1000 for one in sets]
+    interval = median_interval(measured(medians))
+    pooled = sorted(ns / 1000 for one in good for ns in one)
     return row | {
-        "p50_us": statistics.median(medians), "p99_us": percentile(pooled, 0.99),
+        "p50_us": statistics.median(measured(medians)), "p99_us": percentile(pooled, 0.99),
         "interval_p50_us": None if interval is None else list(interval), "sets": {"p50_us": medians},
     }  # fmt: skip
 
@@ -95,7 +122,7 @@ def ratios(rows: Sequence[Result], baselines: Sequence[Result]) -> list[Result]:
                 found.append(_ratio(row, metric, first["sets"][metric], _of(first)))
         bound = BOUNDS.get((row["transport"], row["poll"]))
         base = next((one for one in baselines if one["baseline"] == bound and "sets" in one), None)
-        if row["job"] == "null" and row["depth"] == 1 and base is not None:
+        if row["depth"] == 1 and base is not None:
             found.append(_ratio(row, "p50_us", base["sets"]["p50_us"], {"baseline": bound}))
     return [one for one in found if one]
 
@@ -108,16 +135,22 @@ def _of(row: Result) -> Result:
     return {name: row[name] for name in ("arch", "transport", "poll")}
 
 
-def _ratio(row: Result, metric: str, theirs: Sequence[float], to: Result) -> Result:
-    ours = row["sets"][metric]
-    if not theirs or not all(theirs) or len(ours) != len(theirs):
+def _ratio(row: Result, metric: str, theirs: Sequence[float | None], to: Result) -> Result:
+    pairs = both(row["sets"][metric], theirs)
+    if not pairs:
         return {}
-    ratio = Ratio(ours, theirs)
+    ratio = Ratio([one for one, _ in pairs], [other for _, other in pairs])
     return {
-        "job": row["job"], "size": row["size"], "depth": row["depth"], "metric": metric, "of": _of(row), "to": to,
+        **{name: row[name] for name in ("job", "size", "depth", "rate", "vms")},
+        "metric": metric, "of": _of(row), "to": to,
         "value": ratio.value, "interval": None if ratio.interval is None else list(ratio.interval),
         "significant": ratio.significant,
     }  # fmt: skip
+
+
+def both(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list[tuple[float, float]]:
+    """Of two columns of the same rounds: the rounds in which both were measured."""
+    return [(one, other) for one, other in zip(ours, theirs, strict=False) if one is not None and other]
 
 
 def load(path: Path) -> Result:
@@ -130,4 +163,13 @@ def load(path: Path) -> Result:
         raise BadResults(f"{path}: no run of vmbus-emu bench")
     if run.get("schema") != SCHEMA:
         raise BadResults(f"{path}: its schema is {run.get('schema')!r}; this version reads {SCHEMA}")
+    for name, kind in (("environment", dict), ("stable", bool), ("reasons", list)):
+        if not isinstance(run.get(name), kind):
+            raise BadResults(f"{path}: its {name} is missing or damaged")
+    for name in ("results", "baselines", "ratios", "scale", "boot", "waterfalls"):
+        rows = run.setdefault(name, []) if name in _ALWAYS else run.get(name, [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise BadResults(f"{path}: its {name} are damaged")
+    if not all(set(row) >= _ROW for row in run["results"]):
+        raise BadResults(f"{path}: one of its results lacks {', '.join(sorted(_ROW))}")
     return run

@@ -7,44 +7,42 @@ What is compared is interleaved, so the host's moods are everybody's. Nothing is
 from __future__ import annotations
 
 import json
-import random
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import environment, results
+from bench import environment, pins, results
 from bench.baselines import BASELINES
 from bench.jobs import Job
 from bench.machines import Configuration, Measured, make_image, sample_set
+from bench.measurement import Measurement, Told, untold
+from bench.operations import OPERATIONS
+from bench.pins import Places
 
 #: Sample sets of each configuration: fewer give no interval worth its name.
 ROUNDS = 10
 _BASELINE_S = 0.15
 _BASELINE_LIMIT_S = 30.0
 
-#: How many steps there are, how many are done, and what was done last.
-Told = Callable[[int, int, str], Any]
-
 
 def run(
     configurations: Sequence[Configuration], jobs: Sequence[Job], baselines: Sequence[str], rounds: int = ROUNDS,
-    seed: int | None = None, told: Told = lambda total, done, what: None, command: Sequence[str] = (),
-    pin: str = "none",
+    seed: int | None = None, told: Told = untold, command: Sequence[str] = (), pin: str = pins.NONE,
 ) -> dict[str, Any]:
-    """Measure, and give what :mod:`bench.results` documents. ``command``: what reproduces it."""
-    seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
-    chance = random.Random(seed)
-    described = environment.describe()
-    watch = environment.Watch()
+    """Measure, and give what :mod:`bench.results` documents. ``command``: what reproduces it; ``pin``: one of
+    :data:`bench.pins.WAYS`."""
+    where, unplaced = placed(pin)
+    measurement = Measurement(seed, command, pinning(pin, where))
+    chance = measurement.chance
     total = rounds * (len(configurations) * len(jobs) + len(baselines))
     done = 0
     sets: dict[tuple[Configuration, Job], list[Measured | str]] = {(c, j): [] for c in configurations for j in jobs}
-    based: dict[str, list[array[int]]] = {name: [] for name in baselines}
+    based: dict[str, list[array[int] | str]] = {name: [] for name in baselines}
 
     def step(what: str) -> None:
         nonlocal done
@@ -57,33 +55,66 @@ def run(
             contenders: list[Configuration | str] = [*configurations, *baselines]
             for one in chance.sample(contenders, len(contenders)):
                 if isinstance(one, str):
-                    latencies = measured_baseline(one)
-                    if latencies is not None:
-                        based[one].append(latencies)
+                    based[one].append(measured_baseline(one, where))
                     step(one)
                     continue
                 found = sample_set(
                     one, jobs, Path(folder), chance,
-                    lambda job, one=one: step(f"{one.name}: {job.name}"),   # type: ignore[misc]
+                    lambda job, one=one: step(f"{one.name}: {job.name}"), where,    # type: ignore[misc]
                 )  # fmt: skip
                 for job, what in found.items():
                     sets[one, job].append(what)
-                    if isinstance(what, Measured):
-                        watch.ours(what.cpu_us * len(what.latencies_ns) / 1e6)
-    watched = watch.end()
     rows = [results.result(job, one, sets[one, job]) for job in jobs for one in configurations]
     bases = [results.baseline(name, based[name]) for name in baselines]
     medians = {
         f"{row['job']} on {Configuration(row['arch'], row['transport'], row['poll']).name}": row["sets"]["p50_us"]
         for row in rows if "sets" in row
-    }  # fmt: skip
-    reasons = environment.doubts(watched, medians, (), ())
-    return {
-        "schema": results.SCHEMA, "environment": described | {"watched": watched}, "stable": not reasons,
-        "reasons": reasons, "seed": seed, "command": list(command),
-        "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "results": rows, "baselines": bases, "ratios": results.ratios(rows, bases),
-    }  # fmt: skip
+    } | {f"baseline {row['baseline']}": row["sets"]["p50_us"] for row in bases if "sets" in row}  # fmt: skip
+    # What is not installed was not to be measured.
+    wanted = {job.name for job in jobs if not OPERATIONS[job.operation].lacking()}
+    return measurement.document(
+        {name: results.measured(column) for name, column in medians.items()}, loads_of(sets),
+        [*unplaced, *failures([row for row in rows if row["job"] in wanted], bases)], rows, bases,
+    )  # fmt: skip
+
+
+def failures(rows: Sequence[results.Result], bases: Sequence[results.Result]) -> list[str]:
+    """What was to be measured and was not, as one reason to doubt the rest; the first is told."""
+    failed = [
+        f"{row['job']} on {Configuration(row['arch'], row['transport'], row['poll']).name} failed "
+        f"{len(row['failed'])} times: {row['failed'][0]}" for row in rows if row["failed"]
+    ] + [f"baseline {row['baseline']} failed {len(row['failed'])} times: {row['failed'][0]}"
+         for row in bases if row["failed"]]  # fmt: skip
+    return failed if len(failed) < 2 else [f"{failed[0]}; and {len(failed) - 1} more rows failed"]
+
+
+def placed(pin: str) -> tuple[Places | None, list[str]]:
+    """Where processes go, and why not as was asked for."""
+    try:
+        return pins.places(pin, pins.processors()), []
+    except pins.Unpinnable as why:
+        return None, [str(why)]
+
+
+def pinning(pin: str, where: Places | None) -> dict[str, Any]:
+    """For the description of a run: what was asked for, and what came of it."""
+    return {"asked": pin, **(where._asdict() if where is not None else {})}
+
+
+def loads_of(sets: dict[tuple[Configuration, Job], list[Measured | str]]) -> environment.Loads:
+    """Stalls and lateness are told by their median over the sets: once is the host's mood, which the medians bear."""
+    late, stalled, misplaced = {}, {}, []
+    for (configuration, job), found in sets.items():
+        good = [one for one in found if isinstance(one, Measured)]
+        if not good:
+            continue
+        name = f"{job.name} on {configuration.name}"
+        if standing := [one.stalled for one in good if one.stalled is not None]:
+            stalled[name] = statistics.median(standing)
+        if behind := [one.late for one in good if one.late is not None]:
+            late[name] = statistics.median(behind)
+        misplaced += [f"{configuration.name}: {who}" for one in good for who in one.misplaced]
+    return environment.Loads(late, stalled, misplaced)
 
 
 def available(names: Sequence[str] = tuple(BASELINES)) -> list[str]:
@@ -93,11 +124,17 @@ def available(names: Sequence[str] = tuple(BASELINES)) -> list[str]:
     return [name for name in names if name != "iceoryx2" or find_spec("iceoryx2") is not None]
 
 
-def measured_baseline(name: str, seconds: float = _BASELINE_S) -> array[int] | None:
-    """Latencies in ns, from fresh processes; ``None`` if it does not work here."""
+def measured_baseline(name: str, where: Places | None, seconds: float = _BASELINE_S) -> array[int] | str:
+    """Latencies in ns, from fresh processes; or why there are none."""
     command = [sys.executable, "-m", "bench.baselines", name, str(seconds)]
+    if where is not None:
+        command += [str(where.guests[0]), str(where.hosts[0])]
     try:
         ended = subprocess.run(command, capture_output=True, timeout=_BASELINE_LIMIT_S, check=True)
-    except (subprocess.SubprocessError, OSError):
-        return None
-    return array("q", json.loads(ended.stdout)["latencies_ns"])
+    except subprocess.CalledProcessError as error:
+        lines: list[str] = error.stderr.decode(errors="replace").strip().splitlines()
+        return (lines or [f"status {error.returncode}"])[-1]
+    except (subprocess.SubprocessError, OSError) as error:
+        return str(error)
+    latencies: list[int] = json.loads(ended.stdout)["latencies_ns"]
+    return array("q", latencies)

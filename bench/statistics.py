@@ -31,10 +31,8 @@ Interval = tuple[float, float]
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
     """Of values in ascending order; ``None`` with fewer than :data:`BEYOND` of them beyond it."""
-    count = len(ordered)
-    if count * (1 - share) < BEYOND:
-        return None
-    return ordered[min(int(count * share), count - 1)]
+    place = int(len(ordered) * share)
+    return ordered[place] if len(ordered) - place - 1 >= BEYOND else None
 
 
 def median_interval(values: Sequence[float], seed: int = 0) -> Interval | None:

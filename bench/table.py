@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from bench.jobs import NETWORK, STANDARD
 from bench.machines import Configuration
 
 Row = Mapping[str, Any]
@@ -14,6 +15,8 @@ Row = Mapping[str, Any]
 _TITLES = {
     "null": "null request", "read-4k": "4 KiB random read, cached", "write-flush-4k": "4 KiB write and flush",
     "ping": "echo request between two VMs", "read-1m": "1 MiB read, cached, every byte touched",
+    "sqlite-commit": "transaction of SQLite in a VM", "ping-1400": "echo of 1,400 bytes between two VMs",
+    "bulk": "64 KiB to another VM",
 }  # fmt: skip
 
 
@@ -30,8 +33,26 @@ def between(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f"({number(interval[0])} to {number(interval[1])})"
 
 
+def job_title(job: str, size: int, depth: int, rate: float | None) -> str:
+    """A job's name for people. Of a standard job that was given another size, the standard words would be wrong."""
+    standard = STANDARD.get(job) or NETWORK.get(job)
+    as_usual = job in _TITLES and (standard is None or standard.size == size)
+    title = _TITLES[job] if as_usual else job
+    if not as_usual or depth != (standard.depth if standard else 1):
+        title += f", {size} bytes, depth {depth}" if size else f", depth {depth}"
+    return title + (f", {rate:g}/s" if rate else "")
+
+
+def crossings(row: Row) -> str:
+    """Times that a request or its answer went from one process to another."""
+    value = row.get("crossings_per_op")
+    return "-" if value is None else f"{value:.1f}".removesuffix(".0")
+
+
 def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
     """The whole run."""
+    from bench.scaletable import boot_lines, scale_lines
+
     environment = run["environment"]
     yield (
         f"{environment['cpu'] or 'unknown processor'}, {environment['cores']} cores, Python {environment['python']}"
@@ -42,6 +63,8 @@ def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
     for head, rows in groupby(run["results"], key=lambda row: (row["job"], row["size"], row["depth"], row["rate"])):
         yield ""
         yield from _job_lines(head, list(rows), ratios, bounds)
+    yield from scale_lines(run.get("scale", ()))
+    yield from boot_lines(run.get("boot", ()))
     if run["baselines"]:
         yield ""
         yield f"{'round trip of 64 bytes, baselines':38} {'p50 us':>9} {'':20} {'p99 us':>9}"
@@ -57,13 +80,8 @@ def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
 def _job_lines(
     head: tuple[Any, ...], rows: Sequence[Row], ratios: Mapping[Any, Row], bounds: Mapping[Any, Row]
 ) -> Iterator[str]:
-    job, size, depth, rate = head
-    title = _TITLES.get(job, job)
-    if job not in _TITLES or depth != 1:
-        title += f", {size} bytes, depth {depth}"
-    if rate:
-        title += f", {rate:g}/s"
-    yield f"{title:38} {'p50 us':>9} {'':20} {'times':>7} {'':17} {'p99 us':>9} {'CPU us':>8}"
+    title = job_title(*head)
+    yield f"{title:38} {'p50 us':>9} {'':20} {'times':>7} {'':17} {'p99 us':>9} {'CPU us':>8} {'crosses':>7}"
     for row in rows:
         name = Configuration(row["arch"], row["transport"], row["poll"]).name
         if row["p50_us"] is None:
@@ -73,13 +91,23 @@ def _job_lines(
         told = ("", "") if ratio is None else (number(ratio["value"]), between(ratio["interval"]))
         yield (
             f"  {name:36} {number(row['p50_us']):>9} {between(row['interval_p50_us']):20} {told[0]:>7} {told[1]:17} "
-            f"{number(row['p99_us']):>9} {number(row['cpu_us_per_op']):>8}"
+            f"{number(row['p99_us']):>9} {number(row['cpu_us_per_op']):>8} {crossings(row):>7}"
         )
+    for row in rows:
+        if row.get("received"):
+            yield f"    {Configuration(row['arch'], row['transport'], row['poll']).name} {received(row['received'])}"
     for row in rows:
         bound = bounds.get(_key(row))
         if bound is not None:
             name = Configuration(row["arch"], row["transport"], row["poll"]).name
             yield f"    {name} is {number(bound['value'])} times {bound['to']['baseline']} {between(bound['interval'])}"
+
+
+def received(told: Mapping[str, float]) -> str:
+    """What the other end says of a bulk transfer."""
+    lost = round(told["lost_frames"])
+    words = "none" if not lost else "1 frame" if lost == 1 else f"{lost} frames"
+    return f"received {number(told['mbit_per_s'])} Mbit/s, {number(told['frames_per_s'])} frames/s, lost {words}"
 
 
 def _key(row: Row) -> tuple[Any, ...]:

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import setproctitle
+
 from partitions.boundary import BoundDisk, BoundPort, DeviceLock
 from partitions.child.guest import Guest
 from partitions.driver_store import DriverFailed, DriverStore
@@ -70,6 +72,7 @@ class GuestThread:
         self._monolith.from_guest({"t": "log", "component": self.name, "text": text})
 
     def _run(self) -> None:
+        setproctitle.setthreadtitle(self.name)  # top -H tells the VMs apart, and so does who places threads
         try:
             self.guest.announce_devices()
             self._monolith.from_guest({"t": "ready", "component": self.name})

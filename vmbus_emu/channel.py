@@ -71,6 +71,11 @@ class Channel:
             self.close()
             self.on_failed(reason)
 
+    def counts(self) -> dict[str, int]:
+        """What this end has seen and done so far: ``packets`` that arrived, ``bytes`` that it put in. On rings also
+        ``doorbells`` that it rang, and how often it was ``rung``, and requests whose data needed ``copies``."""
+        return {}
+
     def close(self) -> None:
         """Stop sending and receiving. Idempotent."""
         self.closed = True
@@ -83,6 +88,7 @@ class ZmqChannel(Channel):
         """``peer``: the only pid this end listens to; ``None`` accepts whoever answers at the name it connects to."""
         super().__init__()
         self._peer = peer
+        self._packets = self._bytes = 0
         self._pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
         self._port = ZmqPort(
             loop, context, zmq.PAIR, self._received, max_message=MAX_PACKET_BYTES, queue=_QUEUE
@@ -102,8 +108,12 @@ class ZmqChannel(Channel):
             return False
         head = self._pack((packet_type, flags, transaction_id, message))
         if data is None:
-            return self._port.send(head)
-        return self._port.send(head, data)
+            sent, nbytes = self._port.send(head), len(head)
+        else:
+            sent, nbytes = self._port.send(head, data), len(head) + len(data)
+        if sent:
+            self._bytes += nbytes
+        return sent
 
     def _received(self, frames: list[zmq.Frame]) -> None:
         if self._peer is not None and peer_pid(frames[0]) != self._peer:
@@ -113,12 +123,42 @@ class ZmqChannel(Channel):
         if packet is None or len(frames) > 2:
             self.fail("malformed packet")
             return
+        self._packets += 1
         self.on_packet(*packet, frames[1].buffer if len(frames) == 2 else None)
+
+    def counts(self) -> dict[str, int]:
+        return {"packets": self._packets, "bytes": self._bytes}
 
     def close(self) -> None:
         if not self.closed:
             super().close()
             self._port.close()
+
+
+class ChannelCounters:
+    """What the channels of one owner have done, those closed since included. For ``ps``."""
+
+    def __init__(self, also: Callable[[], dict[str, int]] = dict) -> None:
+        """``also``: what is counted beside the channels."""
+        self._also = also
+        self._channels: list[Channel] = []
+        self._before: dict[str, int] = {}
+
+    def add(self, channel: Channel) -> None:
+        self._before = self._sum([one for one in self._channels if one.closed])
+        self._channels = [one for one in self._channels if not one.closed]
+        self._channels.append(channel)
+
+    def _sum(self, channels: list[Channel]) -> dict[str, int]:
+        totals = dict(self._before)
+        for channel in channels:
+            for name, value in channel.counts().items():
+                totals[name] = totals.get(name, 0) + value
+        return totals
+
+    def counters(self) -> dict[str, int]:
+        """The sums of :meth:`Channel.counts`, and the rest."""
+        return self._sum(self._channels) | self._also()
 
 
 def decode_packet(head: Buffer) -> tuple[int, int, int, bytes] | None:

@@ -58,6 +58,7 @@ class Loop:
         self._sequence = itertools.count()
         self._pumps: list[Callable[[], Any]] = []
         self._running = True
+        self._deferring = False         # the innermost round is running a deferred call
         #: ``time.monotonic()`` when the loop last woke: cheap enough for "age of the last I/O".
         self.now = time.monotonic()
         #: The longest time, in seconds, that callbacks kept the loop from looking at its descriptors.
@@ -136,6 +137,30 @@ class Loop:
             self._wait(left)
         return True
 
+    def run_within(self, condition: Callable[[], bool]) -> bool:
+        """From inside a deferred call, such as a task's step: go on with everything else until ``condition()`` holds;
+        ``False`` if the loop was stopped first. For code that cannot return to the loop to wait: a library that calls
+        back and wants its answer on return. Such waits may nest; the innermost ends first.
+
+        Only a deferred call may: those run before a round fetches its events, so none is fetched and not dispatched
+        yet. Raises ``RuntimeError`` in a handler, timer or pump.
+        """
+        if not self._deferring:
+            raise RuntimeError("only a deferred call can wait inside the loop")
+        self._deferring = False
+        try:
+            while not condition():
+                if self._running:
+                    self._run_deferred()  # may be all that the condition waits for, so look again before sleeping
+                if condition():
+                    break
+                if not self._running:
+                    return False
+                self._wait(-1.0)
+        finally:
+            self._deferring = True
+        return True
+
     def step(self, longest: float = -1.0) -> None:
         """One round: deferred calls and marked pumps, then wait for descriptors and timers, and dispatch.
 
@@ -147,9 +172,14 @@ class Loop:
 
     def _run_deferred(self) -> None:
         soon = self._soon
-        for _ in range(len(soon)):
-            callback, args = soon.popleft()
-            callback(*args)
+        if soon:
+            self._deferring = True
+            for _ in range(len(soon)):
+                if not soon:
+                    break  # one of them waited inside, and the others were run meanwhile
+                callback, args = soon.popleft()
+                callback(*args)
+            self._deferring = False
         if self._pumps:
             pumps, self._pumps = self._pumps, []
             for pump in pumps:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from vmbus_emu.polling import Poller
 
 _PR_SET_PDEATHSIG = 1
+#: In the environment of a machine whose requests are traced (:mod:`vmbus_emu.tracing`).
+TRACE_VARIABLE = "VMBUS_EMU_TRACE"
 #: Looked up once, before any fork: doing it in each new process would cost it 200 KB of its own.
 _prctl = ctypes.CDLL(None).prctl
 
@@ -138,6 +140,8 @@ class Node:
         match message["t"]:
             case "start":
                 self.io_memory = tuple(fds)
+                if TRACE_VARIABLE in os.environ:
+                    load("vmbus_emu.tracing:begin")(self.name, message["config"])
                 component.start(message["config"])
             case "stats":
                 self.lifeline.send({"t": "stats", "id": message["id"], "stats": component.stats()})

@@ -105,7 +105,8 @@ class RingWriter(_Ring):
         super().__init__(memory)
         self._count = memory[:PAGE].cast("Q")
         self._write = self._checked(self.words[WRITE_INDEX], "write_index")
-        self._published = self._write
+        self._published = self._first = self._write
+        self._laps = 0                  # since then
         self._settled = self._write     # up to here it was made sure that the reader knows
         # Whether room was found, and whether the batch last published found some, after it had begun: only then can it
         # be a whole lap long, and positions within it say nothing.
@@ -144,7 +145,10 @@ class RingWriter(_Ring):
             pack_into(self._data, at, head, transaction_id, message, at << 32)
         self._free -= total
         at += total
-        self._write = at = at if at < self.size else at - self.size
+        if at >= self.size:
+            at -= self.size
+            self._laps += 1
+        self._write = at
         words = self.words
         if words[READ_INDEX] == self._published:
             # The reader has nothing left, so it need not wait for the rest of the batch.
@@ -195,6 +199,11 @@ class RingWriter(_Ring):
             self._starved = False
             self.words[PENDING_SEND_SIZE] = 0
         return True
+
+    @property
+    def put_bytes(self) -> int:
+        """What all packets so far took in the ring."""
+        return self._laps * self.size + self._write - self._first
 
     def has_room(self) -> bool:
         """Whether :meth:`put` would not find too little room any more (or a fault)."""

@@ -100,8 +100,10 @@ class RingChannel(Channel):
         return self.on_packet
 
     def counts(self) -> dict[str, int]:
-        """What this end has seen and done so far (:class:`RingCounters` says what)."""
-        return {"packets": self.received, "doorbells": self.doorbells, "rung": self.rung, "copies": self.copies}
+        return {
+            "packets": self.received, "bytes": self._writer.put_bytes, "doorbells": self.doorbells, "rung": self.rung,
+            "copies": self.copies,
+        }  # fmt: skip
 
     def publish(self) -> None:
         if not self.closed:
@@ -145,33 +147,3 @@ class RingChannel(Channel):
             self._loop.unwatch(self._bell)
             os.close(self._bell)
             os.close(self._peer_bell)
-
-
-class RingCounters:
-    """What the rings of one owner have done, those of channels closed since included. For ``ps``."""
-
-    def __init__(self, poller: Callable[[], Poller]) -> None:
-        self._poller = poller
-        self._channels: list[RingChannel] = []
-        self._before = dict.fromkeys(("packets", "doorbells", "rung", "copies"), 0)
-
-    def add(self, channel: RingChannel) -> None:
-        self._fold()
-        self._channels.append(channel)
-
-    def _fold(self) -> None:
-        for channel in self._channels:
-            if channel.closed:
-                for name, value in channel.counts().items():
-                    self._before[name] += value
-        self._channels = [channel for channel in self._channels if not channel.closed]
-
-    def counters(self) -> dict[str, int]:
-        """``packets`` arrived, ``doorbells`` rung by us, ``rung`` at us, requests whose data needed ``copies``;
-        ``missed_doorbells`` of the whole process, which must be 0."""
-        self._fold()
-        totals = dict(self._before)
-        for channel in self._channels:
-            for name, value in channel.counts().items():
-                totals[name] += value
-        return totals | {"missed_doorbells": self._poller().missed_doorbells}

@@ -81,7 +81,7 @@ class Future(Generic[T]):
 class Task(Future[T]):
     """A coroutine driven by the loop. Steps run from ``call_soon``, so completions never recurse into it."""
 
-    __slots__ = ("_coroutine", "_loop", "_waiting", "_watched")
+    __slots__ = ("_cancelled", "_coroutine", "_inside", "_loop", "_waiting", "_watched")
 
     def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, T], watched: bool = False) -> None:
         """``watched``: somebody looks at the result, so an exception is theirs; otherwise it ends the loop."""
@@ -90,6 +90,8 @@ class Task(Future[T]):
         self._coroutine = coroutine
         self._watched = watched
         self._waiting: Future[Any] | None = None
+        self._inside = False            # the coroutine is running; it may do so in :meth:`Loop.run_within`
+        self._cancelled: BaseException | None = None    # while it was
         loop.call_soon(self._step, None)
 
     def then(self, callback: Callable[[Future[T]], Any]) -> None:
@@ -101,7 +103,7 @@ class Task(Future[T]):
         return super().__await__()
 
     def cancel(self) -> None:
-        """Throw :class:`Cancelled` into the coroutine where it waits."""
+        """Throw :class:`Cancelled` into the coroutine where it waits, or will wait next."""
         if not self._done:
             self._loop.call_soon(self._step, Cancelled())
 
@@ -115,9 +117,13 @@ class Task(Future[T]):
     def _step(self, throw: BaseException | None) -> None:
         if self._done:
             return
+        if self._inside:
+            self._cancelled = throw
+            return
         if self._waiting is not None:
             self._waiting.forget(self._wake)
             self._waiting = None
+        self._inside = True
         try:
             waiting = self._coroutine.throw(throw) if throw is not None else self._coroutine.send(None)
         except StopIteration as stop:
@@ -128,8 +134,12 @@ class Task(Future[T]):
                 raise
             self.reject(error)
             return
+        self._inside = False
         self._waiting = waiting
         waiting.then(self._wake)
+        if self._cancelled is not None:
+            cancelled, self._cancelled = self._cancelled, None
+            self._loop.call_soon(self._step, cancelled)
 
 
 def sleep(loop: Loop, seconds: float) -> Future[None]:

@@ -37,6 +37,8 @@ class Session:
 
     def __init__(self, guest: Guest, number: int, send: Send) -> None:
         self.guest = guest
+        #: The command is to end: for one that waits where nothing can be thrown into it.
+        self.cancelled = False
         self._number = number
         self._send = send
         self._credit = WINDOW
@@ -131,7 +133,7 @@ class Console:
         elif message["t"] == "credit":
             session.add_credit(int(message.get("chunks", 1)))
         elif message["t"] == "cancel":
-            task.cancel()
+            _cancel(session, task)
 
     def _start(self, number: int, argv: list[str]) -> None:
         self.commands_run += 1
@@ -176,14 +178,19 @@ class Console:
     async def end_all(self, patience_s: float) -> None:
         """Run no further commands. Those that run may end by themselves for so long, then they are cancelled."""
         self._closed = True
-        running = [task for _, task in self._sessions.values()]
+        running = list(self._sessions.values())
 
         def cancel() -> None:
-            for task in running:
-                task.cancel()
+            for session, task in running:
+                _cancel(session, task)
 
         timer = self._guest.loop.call_later(patience_s, cancel)
-        for task in running:
+        for _, task in running:
             with contextlib.suppress(Cancelled):
                 await task
         timer.cancel()
+
+
+def _cancel(session: Session, task: Task[int]) -> None:
+    session.cancelled = True
+    task.cancel()

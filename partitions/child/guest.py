@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from partitions.child.bulk import Receiver
 from partitions.child.console import Console
 from partitions.child.inet import IpStack
 from vmbus_emu.canary import Canary
@@ -55,6 +56,8 @@ class Guest:
         self.ip = (
             None if first is None else IpStack(loop, first, self.address, self.prefix, self.hosts, self.kernel_log)
         )
+        #: What other guests send in bulk arrives there.
+        self.receiver = None if self.ip is None else Receiver(self.ip)
         self.console = Console(self, send)
 
     def know(self, hosts: Mapping[str, str]) -> None:

@@ -1,9 +1,9 @@
-"""A guest's IP stack: ARP, IPv4 and ICMP echo over one ``NetworkPort``; enough that machines can ping each other.
+"""A guest's IP stack: ARP, IPv4, ICMP echo and UDP over one ``NetworkPort``; enough that machines can ping each other.
 
 A guest makes one :class:`IpStack` per adapter and lets it run; :meth:`IpStack.echo` is what ``ping`` is made
 of. Everything happens on the guest's loop. Whatever frames arrive, nothing raises: what is wrong is counted.
 
-No routes beyond the adapter's own subnet, no fragments, no options sent, no UDP or TCP. Like Linux with
+No routes beyond the adapter's own subnet, no fragments, no options sent, no checksums of UDP, no TCP. Like Linux with
 ``arp_accept``, the stack also learns addresses from ARP broadcasts that are not meant for it: N guests that
 announce themselves once know each other without N² requests.
 
@@ -54,6 +54,8 @@ class EchoFailure(enum.Enum):
 
 
 EchoOutcome = EchoReply | EchoFailure | None
+#: Gets the sender's address and port, and the payload, which is only valid during the call.
+DatagramHandler = Callable[[bytes, int, memoryview], Any]
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ class IpCounters:
     malformed: int = 0
     bad_checksum: int = 0
     fragments: int = 0
-    unknown_protocol: int = 0       #: not ARP, IPv4, or ICMP echo
+    unknown_protocol: int = 0       #: not ARP, IPv4, ICMP echo, or UDP
     arp_in: int = 0
     arp_out: int = 0
     address_conflicts: int = 0      #: somebody else says our address is theirs
@@ -76,6 +78,9 @@ class IpCounters:
     echo_unmatched: int = 0         #: a reply nobody waits for (late, or twice)
     echo_corrupted: int = 0         #: a reply with other bytes than were sent
     echo_timeouts: int = 0
+    datagrams_out: int = 0
+    datagrams_in: int = 0
+    datagrams_unwanted: int = 0     #: nobody is bound to their port
     unreachable: int = 0            #: packets whose neighbour did not answer
     dropped_out: int = 0            #: the adapter did not take it, or a queue was full
 
@@ -119,6 +124,7 @@ class IpStack:
         )
         self._echoes: dict[int, _Echo] = {}         # by key
         self._identifiers = itertools.count(1)
+        self._bound: dict[int, DatagramHandler] = {}     # by port
         self._backlog: deque[bytes] = deque()
         port.connect(self._frame, self._drain)
 
@@ -142,7 +148,9 @@ class IpStack:
         """
         outcome: Future[EchoOutcome] = Future()
         target = formats.parse_address(self._hosts.get(address, address))
-        failure = self._obstacle(target, len(payload))
+        failure = self._obstacle(target, formats.ECHO_HEADER + len(payload))
+        if failure is None and len(self._echoes) >= MAX_ECHOES:
+            failure = EchoFailure.BUSY
         if failure is not None or target is None:
             outcome.resolve(failure)
             return outcome
@@ -153,8 +161,30 @@ class IpStack:
         echo = self._echoes[key] = _Echo(key, target, payload, time.monotonic(), timer, outcome)
         self._count.echo_requests_out += 1
         message = formats.pack_echo(formats.ECHO_REQUEST, key >> 16, sequence, payload)
-        self._send_ip(target, message, echo)
+        self._send_ip(target, formats.ICMP, message, echo)
         return outcome
+
+    @property
+    def largest_datagram(self) -> int:
+        """Bytes of payload that fit in one."""
+        return self._port.info.mtu - formats.IPV4_HEADER - formats.UDP_HEADER
+
+    def bind(self, port: int, handler: DatagramHandler) -> bool:
+        """Give ``handler`` what arrives for a UDP port. ``False``: somebody is bound to it."""
+        return self._bound.setdefault(port, handler) is handler
+
+    def unbind(self, port: int) -> None:
+        self._bound.pop(port, None)
+
+    def send_datagram(self, address: str | bytes, source_port: int, port: int, payload: Buffer) -> EchoFailure | None:
+        """Send one UDP datagram. ``None``: it is on its way, and may be lost like any frame."""
+        target = address if isinstance(address, bytes) else formats.parse_address(self._hosts.get(address, address))
+        failure = self._obstacle(target, formats.UDP_HEADER + len(payload))
+        if failure is not None or target is None:
+            return failure
+        self._count.datagrams_out += 1
+        self._send_ip(target, formats.UDP, formats.pack_udp(source_port, port, payload), None)
+        return None
 
     def arp_table(self) -> dict[str, str]:
         """Known neighbours: address to Ethernet address, for display."""
@@ -165,14 +195,13 @@ class IpStack:
         return IpCounters(*(getattr(self._count, field.name) for field in fields(IpCounters)))
 
     def _obstacle(self, target: bytes | None, nbytes: int) -> EchoFailure | None:
+        """Why a message of ``nbytes`` cannot be sent there."""
         if target is None:
             return EchoFailure.UNKNOWN_NAME
         if not self._on_link(target):
             return EchoFailure.NO_ROUTE
-        if formats.IPV4_HEADER + formats.ECHO_HEADER + nbytes > self._port.info.mtu:
+        if formats.IPV4_HEADER + nbytes > self._port.info.mtu:
             return EchoFailure.TOO_BIG
-        if len(self._echoes) >= MAX_ECHOES:
-            return EchoFailure.BUSY
         return EchoFailure.ADAPTER_GONE if self._adapter_gone else None
 
     def _free_key(self, sequence: int) -> int:
@@ -198,10 +227,10 @@ class IpStack:
 
     # -- sending ----------------------------------------------------------------------------------
 
-    def _send_ip(self, target: bytes, message: bytes, echo: _Echo | None) -> None:
-        """Send an ICMP message; ``echo`` is what fails if it cannot be sent."""
+    def _send_ip(self, target: bytes, protocol: int, message: bytes, echo: _Echo | None) -> None:
+        """Send a message of ``protocol``; ``echo`` is what fails if it cannot be sent."""
         packet = formats.pack_ipv4(
-            self._own, target, formats.ICMP, formats.DEFAULT_TTL, next(self._identifiers) & 0xFFFF, message
+            self._own, target, protocol, formats.DEFAULT_TTL, next(self._identifiers) & 0xFFFF, message
         )
         if target == self._own:
             self._loop.call_soon(self._ipv4, packet)
@@ -297,6 +326,8 @@ class IpStack:
             self._count_bad(parsed)
         elif parsed.destination != self._own:
             count.not_for_us += 1
+        elif parsed.protocol == formats.UDP:
+            self._datagram(parsed)
         elif parsed.protocol != formats.ICMP:
             count.unknown_protocol += 1
         else:
@@ -318,6 +349,18 @@ class IpStack:
         else:
             self._count.malformed += 1
 
+    def _datagram(self, packet: formats.Ipv4) -> None:
+        datagram = formats.parse_udp(packet.payload)
+        if isinstance(datagram, formats.Bad):
+            self._count_bad(datagram)
+            return
+        self._count.datagrams_in += 1
+        handler = self._bound.get(datagram.port)
+        if handler is None:
+            self._count.datagrams_unwanted += 1
+        else:
+            handler(packet.source, datagram.source_port, datagram.payload)
+
     def _answer(self, packet: formats.Ipv4, request: formats.Echo) -> None:
         self._count.echo_requests_in += 1
         if not self._on_link(packet.source) or formats.IPV4_HEADER + len(packet.payload) > self._port.info.mtu:
@@ -325,7 +368,7 @@ class IpStack:
             return
         self._count.echo_replies_out += 1
         message = formats.pack_echo(formats.ECHO_REPLY, request.identifier, request.sequence, request.payload)
-        self._send_ip(packet.source, message, None)
+        self._send_ip(packet.source, formats.ICMP, message, None)
 
     def _answered(self, packet: formats.Ipv4, reply: formats.Echo) -> None:
         count = self._count

@@ -1,4 +1,4 @@
-"""Ethernet, ARP, IPv4 and ICMP echo as bytes: the layouts of :mod:`partitions.child.inet`, and nothing else.
+"""Ethernet, ARP, IPv4, ICMP echo and UDP as bytes: the layouts of :mod:`partitions.child.inet`, and nothing else.
 
 Pure functions. Parsers are total: any bytes give a result or ``None``. All fields are big-endian, addresses
 are ``bytes`` (6 for Ethernet, 4 for IPv4), lengths are bytes.
@@ -19,6 +19,7 @@ BROADCAST: Final = b"\xff" * 6
 ARP_REQUEST: Final = 1
 ARP_REPLY: Final = 2
 ICMP: Final = 1
+UDP: Final = 17
 ECHO_REPLY: Final = 0
 ECHO_REQUEST: Final = 8
 DEFAULT_TTL: Final = 64
@@ -27,12 +28,14 @@ ETHERNET: Final = struct.Struct("!6s6sH")
 _ARP: Final = struct.Struct("!HHBBH6s4s6s4s")
 _IPV4: Final = struct.Struct("!BBHHHBBH4s4s")
 _ECHO: Final = struct.Struct("!BBHHH")
+_UDP: Final = struct.Struct("!HHHH")
 _ETHERNET_MEDIUM: Final = (1, ETHERTYPE_IPV4, 6, 4)
 _DONT_FRAGMENT: Final = 0x4000
 _FRAGMENT: Final = 0x3FFF  # more-fragments bit and offset
 
 IPV4_HEADER: Final = _IPV4.size
 ECHO_HEADER: Final = _ECHO.size
+UDP_HEADER: Final = _UDP.size
 
 
 class Bad(enum.Enum):
@@ -63,6 +66,12 @@ class Echo(NamedTuple):
     kind: int
     identifier: int
     sequence: int
+    payload: memoryview
+
+
+class Datagram(NamedTuple):
+    source_port: int
+    port: int
     payload: memoryview
 
 
@@ -146,3 +155,18 @@ def parse_echo(message: memoryview) -> Echo | Bad | None:
     if code or kind not in (ECHO_REQUEST, ECHO_REPLY):
         return None
     return Echo(kind, identifier, sequence, message[ECHO_HEADER:])
+
+
+def pack_udp(source_port: int, port: int, payload: Buffer) -> bytes:
+    """A UDP datagram without a checksum, which IPv4 allows (0: none was computed)."""
+    return b"".join((_UDP.pack(source_port, port, UDP_HEADER + len(payload), 0), payload))
+
+
+def parse_udp(message: memoryview) -> Datagram | Bad:
+    """A UDP datagram, whose checksum is not looked at; padding behind it is cut off."""
+    if len(message) < UDP_HEADER:
+        return Bad.MALFORMED
+    source_port, port, length, _ = _UDP.unpack_from(message)
+    if not UDP_HEADER <= length <= len(message):
+        return Bad.MALFORMED
+    return Datagram(source_port, port, message[UDP_HEADER:length])

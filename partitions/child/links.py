@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from vmbus_emu.channel import Channel, ZmqChannel
+from vmbus_emu.channel import Channel, ChannelCounters, ZmqChannel
 from vmbus_emu.loop import Loop
 from vmbus_emu.protocol.hypercall import PAGE
 from vmbus_emu.protocol.vmbus import OfferChannel
@@ -70,6 +70,7 @@ class Links:
         self._context = context
         self._folder = folder
         self._gpas = gpas
+        self._counters = ChannelCounters(self._also)
 
     def allocate(self, nbytes: int) -> memoryview | None:
         """A buffer for a disk's data that need not be copied; ``None`` when there is none to be had."""
@@ -92,6 +93,7 @@ class Links:
         endpoint = offer.user_data.rstrip(b"\0").decode("ascii", "replace")
         channel = ZmqChannel(self._loop, self._context)
         channel.connect(os.path.join(self._folder, f"{endpoint}.{open_id:x}"))
+        self._counters.add(channel)
         return channel
 
     def forget(self, offer: OfferChannel) -> None:
@@ -99,4 +101,8 @@ class Links:
 
     def counters(self) -> dict[str, int]:
         """What the transport counts, for ``ps``."""
+        return self._counters.counters()
+
+    def _also(self) -> dict[str, int]:
+        """What is counted beside the channels."""
         return {}

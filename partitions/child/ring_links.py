@@ -19,7 +19,7 @@ from vmbus_emu.node import Node
 from vmbus_emu.polling import Poller
 from vmbus_emu.protocol.vmbus import OfferChannel
 from vmbus_emu.ring import RingFault, reset
-from vmbus_emu.ring_channel import RingCounters, hang_up
+from vmbus_emu.ring_channel import hang_up
 
 #: Loaded with this module, so that a zygote shares its code between all VMs.
 _SHARED = (Poller,)
@@ -38,7 +38,6 @@ class RingLinks(Links):
             region["vsp"]: Region(fd, region["gpa"], region["pages"])
             for region, fd in zip(regions, node.io_memory, strict=True)
         }
-        self._counters = RingCounters(lambda: node.poller)
         self._disk_pools: tuple[Pool, ...] = ()
         storage = self._regions.get("storvsp")
         if storage is not None:
@@ -85,8 +84,8 @@ class RingLinks(Links):
     def forget(self, offer: OfferChannel) -> None:
         hang_up(*self._doorbells(offer))
 
-    def counters(self) -> dict[str, int]:
-        return self._counters.counters()
+    def _also(self) -> dict[str, int]:
+        return {"missed_doorbells": self._node.poller.missed_doorbells}
 
 
 class RingChildProcess(ChildProcess):

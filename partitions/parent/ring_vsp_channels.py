@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from partitions.parent.vsp_channels import Described, OpenRequest
 from partitions.parent.vsplink import RUN_BYTES, decode_pages
-from vmbus_emu.channel import Channel
+from vmbus_emu.channel import Channel, ChannelCounters
 from vmbus_emu.host_ring import HostRing
 from vmbus_emu.memory import Lent, Region
 from vmbus_emu.node import Node
 from vmbus_emu.ring import RingFault
-from vmbus_emu.ring_channel import RingCounters, hang_up
+from vmbus_emu.ring_channel import hang_up
 
 
 class _Mapped(NamedTuple):
@@ -43,7 +43,7 @@ class RingChannels:
     def __init__(self, node: Node, max_ranges: int) -> None:
         self._node = node
         self._max_ranges = max_ranges
-        self._counters = RingCounters(lambda: node.poller)
+        self._counters = ChannelCounters(lambda: {"missed_doorbells": node.poller.missed_doorbells})
         self._regions: dict[tuple[int, int], Region] = {}
         self._lent: dict[tuple[int, int], _Mapped] = {}
         self._open: list[tuple[HostRing, Region, int]] = []     # and what their rings cost, also without their GPADLs

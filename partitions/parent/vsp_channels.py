@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import zmq
 
-from vmbus_emu.channel import Channel, ZmqChannel
+from vmbus_emu.channel import Channel, ChannelCounters, ZmqChannel
 from vmbus_emu.memory import Lent
 from vmbus_emu.node import Node
 
@@ -65,6 +65,7 @@ class ZmqChannels:
     def __init__(self, node: Node, folder: str) -> None:
         self._node = node
         self._folder = folder
+        self._counters = ChannelCounters()
 
     def open(self, key: int, request: OpenRequest) -> Channel | str:
         channel = ZmqChannel(self._node.loop, self._node.context, request.pid)
@@ -73,6 +74,7 @@ class ZmqChannels:
         except zmq.ZMQError as error:  # something lies in the way, or the file system is full
             channel.close()
             return str(error)
+        self._counters.add(channel)
         return channel
 
     def decline(self, request: OpenRequest) -> None:
@@ -89,4 +91,4 @@ class ZmqChannels:
 
     def counters(self) -> dict[str, int]:
         """What the transport counts, for ``ps``."""
-        return {}
+        return self._counters.counters()

@@ -14,7 +14,9 @@ import threading
 import pytest
 
 from drivers.switch import Switch
+from partitions.child import bulk
 from partitions.child import inet_formats as formats
+from partitions.child.bulk import Receiver
 from partitions.child.inet import EchoReply, IpStack
 from partitions.child.netvsc import LentBuffer, NetVsc
 from partitions.parent.netvsp import NetVspSession, State
@@ -560,7 +562,10 @@ def stack_frame(rng):
         body, ethertype = mutated(rng, arp), formats.ETHERTYPE_ARP
     else:
         echo = formats.pack_echo(rng.choice((0, 8)), rng.randrange(4), rng.randrange(4), b"payload")
-        packet = formats.pack_ipv4(peer, own, 1, 64, 1, mutated(rng, echo) if rng.random() < 0.5 else echo)
+        frame = bulk.pack(rng.randrange(6), rng.randrange(4), 1, rng.randrange(4), bytes(rng.randrange(9)), True)
+        datagram = formats.pack_udp(rng.choice((1, bulk.PORT)), bulk.PORT, mutated(rng, frame))
+        protocol, message = (17, datagram) if rng.random() < 0.25 else (1, echo)
+        packet = formats.pack_ipv4(peer, own, protocol, 64, 1, mutated(rng, message) if rng.random() < 0.5 else message)
         body, ethertype = mutated(rng, packet) if rng.random() < 0.5 else packet, formats.ETHERTYPE_IPV4
     head = formats.ETHERNET.pack(rng.choice((MAC, formats.BROADCAST)), OTHER, ethertype)
     return rng.choice((head + body, mutated(rng, head + body)))
@@ -574,6 +579,7 @@ def test_frames_of_any_content_leave_a_stack_that_still_pings(fuzz):
             asked += 1
             wire = Wire()
             stack = IpStack(loop, wire, "10.0.0.1", 24, {}, lambda line: None)
+            Receiver(stack)
             for _ in range(rng.randrange(1, 20)):
                 assert wire.receive(stack_frame(rng)) is True, seed
             answered += len(wire.sent)

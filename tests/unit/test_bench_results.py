@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from bench import environment
-from bench.compare import compare
+from bench.compare import compare, pace
 from bench.jobs import STANDARD
 from bench.machines import STANDARD as CONFIGURATIONS
 from bench.machines import Configuration, Measured
 from bench.results import BOUNDS, SCHEMA, BadResults, baseline, load, ratios, result
+from bench.runner import failures
 from bench.table import compare_lines, run_lines
 
 CALL, ZMQ = CONFIGURATIONS[0], CONFIGURATIONS[1]
@@ -23,7 +24,9 @@ CALL, ZMQ = CONFIGURATIONS[0], CONFIGURATIONS[1]
 
 def measured(chance: random.Random, us: float, count: int = 2000) -> Measured:
     latencies = array("q", (round(us * 1000 * chance.lognormvariate(0, 0.2)) for _ in range(count)))
-    return Measured(latencies, sum(latencies) / 1e9, us * 1.2, {"vm1": us, "parent": us * 0.2}, 2.0, {"packets": 2.0})
+    counters = {"packets": 2.0, "hypercalls": 0.5, "bytes": 99.0}
+    by_process = {"vm1": us, "parent": us * 0.2}
+    return Measured(latencies, sum(latencies) / 1e9, us * 1.2, by_process, 2.0, counters, memory_bytes=1e6)
 
 
 def made(pace: float = 1.0, seed: int = 1, slower: float = 1.0, baselines: bool = True) -> dict[str, Any]:
@@ -47,6 +50,8 @@ def test_a_row_has_what_is_documented_and_null_for_what_was_not_measured() -> No
     figures = ("ops_per_s", "p50_us", "p99_us", "p999_us", "cpu_us_per_op", "interval_p50_us")
     assert [row[name] for name in figures] == [None] * len(figures)
     assert (row["repetitions"], row["failed"]) == (0, ["no machine", "no machine"])
+    good = result(STANDARD["null"], ZMQ, [measured(random.Random(1), 100)])
+    assert (good["crossings_per_op"], good["per_op"]["bytes"], good["memory_bytes"]) == (2.5, 99.0, 1e6)
     few = result(STANDARD["null"], ZMQ, [measured(random.Random(1), 100, 50)] * 3)
     assert few["p50_us"] == pytest.approx(100, rel=0.2)
     assert (few["p99_us"], few["p999_us"]) == (None, None)
@@ -97,18 +102,24 @@ def test_without_baselines_two_days_are_compared_as_they_are() -> None:
 QUIET = {"steal": 0.0, "foreign_cpus": 0.0, "elapsed_s": 60.0, "pressure": 0.0}
 
 
-@pytest.mark.parametrize(("watched", "medians", "lags", "pins", "told"), [
-    ({"steal": 0.05}, {}, [], [], "steal"), ({"foreign_cpus": 1.0}, {}, [], [], "other processes used 1.00"),
-    ({}, {"null on x": [1, 1, 9, 1, 9, 9]}, [], [], "null on x varied"), ({}, {}, [0.1, 3.0], [], "3.0 intervals late"),
-    ({}, {}, [], ["core 1 cannot be had"], "core 1"),
+CALM = environment.Loads({"ping on x": 0.1}, {"null on x": 0.01}, [])
+
+
+@pytest.mark.parametrize(("watched", "medians", "loads", "told"), [
+    ({"steal": 0.05}, {}, CALM, "steal"), ({"foreign_cpus": 1.0}, {}, CALM, "other processes used 1.00"),
+    ({}, {"null on x": [1, 1, 9, 1, 9, 9]}, CALM, "null on x varied"),
+    ({}, {}, CALM._replace(late={"a": 0.1, "b": 3.0}), "load of b was 3.0 intervals late"),
+    ({}, {}, CALM._replace(stalled={"a": 0.3, "b": 0.0}), "load of a stood still for 30 %"),
+    ({}, {}, CALM._replace(misplaced=["x: vm1 is not pinned to processor 0"] * 9), "not pinned to processor 0, so"),
+    ({}, {}, CALM._replace(misplaced=["x: vm1", "x: vm2"]), "x: vm1 and 1 more"),
 ])
 def test_a_run_is_doubted_for_a_reason_with_advice(
-    watched: dict[str, float], medians: dict[str, list[float]], lags: list[float], pins: list[str], told: str
+    watched: dict[str, float], medians: dict[str, list[float]], loads: environment.Loads, told: str
 ) -> None:
-    assert environment.doubts(QUIET, {"null": [1.0, 1.1, 0.9]}, [0.1], []) == []
-    (reason,) = environment.doubts({**QUIET, **watched}, medians, lags, pins)
+    assert environment.doubts(QUIET, {"null": [1.0, 1.1, 0.9]}, CALM) == []
+    (reason,) = environment.doubts({**QUIET, **watched}, medians, loads)
     assert told in reason
-    assert ": " in reason
+    assert ": " in reason or "; " in reason
 
 
 def test_a_watch_tells_our_own_time_from_that_of_others() -> None:
@@ -139,3 +150,60 @@ def test_names_of_configurations() -> None:
     assert [one.name for one in CONFIGURATIONS] == [
         "monolithic", "microkernel zmq", "microkernel ring", "disaggregated zmq", "disaggregated ring"]
     assert Configuration("microkernel", "ring", "never").name == "microkernel ring --poll never"
+
+
+def test_what_failed_in_a_round_is_paired_with_nothing() -> None:
+    """Two arms alike on a host that drifts: each lost a set, in different rounds."""
+    pace = [1 + round / 10 for round in range(10)]
+    columns = [[10 * value for value in pace] for _ in range(2)]
+    sets: list[list[Measured | str]] = [
+        [measured(random.Random(1), us) for us in column] for column in columns
+    ]
+    sets[0][0], sets[1][9] = "it died", "it died"
+    rows = [result(STANDARD["null"], of, some) for of, some in zip((CALL, ZMQ), sets, strict=True)]
+    (ratio,) = [one for one in ratios(rows, []) if one["metric"] == "p50_us"]
+    assert ratio["value"] == pytest.approx(1.0, abs=0.01)
+    assert not ratio["significant"]
+    assert rows[0]["sets"]["p50_us"][0] is None
+    assert rows[0]["repetitions"] == 9
+
+
+def test_a_baseline_that_failed_says_why_and_keeps_its_place() -> None:
+    row = baseline("pipe", [[1000], "no such thing", [3000]])
+    assert (row["failed"], row["repetitions"], row["p50_us"]) == (["no such thing"], 2, 2.0)
+    assert row["sets"]["p50_us"] == [1.0, None, 3.0]
+    assert baseline("pipe", ["no"])["p50_us"] is None
+
+
+def test_a_row_that_failed_is_a_reason_to_doubt_the_run() -> None:
+    rows = [result(STANDARD["null"], of, ["vm1 died", measured(random.Random(1), 9)]) for of in (CALL, ZMQ)]
+    (reason,) = failures(rows, [])
+    assert "null on monolithic failed 1 times: vm1 died" in reason
+    assert "1 more" in reason
+    assert failures([], [baseline("pipe", ["no"])]) == ["baseline pipe failed 1 times: no"]
+    assert failures([result(STANDARD["null"], CALL, [measured(random.Random(1), 9)])], []) == []
+
+
+@pytest.mark.parametrize("damage", [
+    {"environment": None}, {"stable": "yes"}, {"reasons": None}, {"results": [1]}, {"results": [{"job": "null"}]},
+    {"scale": 3}, {"baselines": [1]},
+])
+def test_damaged_runs_are_refused(damage: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(made() | damage))
+    with pytest.raises(BadResults, match=r"run\.json: (its|one of its) "):
+        load(path)
+
+
+def test_the_pace_of_the_host_is_known_no_better_than_its_baselines_agree() -> None:
+    before, after = made(), made(seed=2)
+    for row, factor in zip(after["baselines"], (0.9, 1.1), strict=True):
+        row["p50_us"] = before["baselines"][after["baselines"].index(row)]["p50_us"] * factor
+    assert pace(before, after) == pytest.approx((1.0, 0.9, 1.1))
+    # Five percent either way may be the host's.
+    for row in after["results"]:
+        old = next(one for one in before["results"] if (one["job"], one["arch"]) == (row["job"], row["arch"]))
+        row["sets"] = {name: [1.05 * value for value in column] for name, column in old["sets"].items()}
+    assert significant(compare(before, after)) == []
+    rows = compare(before, after)
+    assert all(row["after"] == pytest.approx(row["before"] * 1.05) for row in rows)

@@ -343,6 +343,45 @@ def test_outstanding_echoes_are_bounded_and_never_confused(stack, wire, monkeypa
     assert stack.stats().echo_corrupted == 0
 
 
+# -- datagrams ------------------------------------------------------------------------------------------
+
+
+def test_a_datagram_has_its_real_bytes():
+    wire = formats.pack_udp(0x1234, 53, b"abc")
+    assert wire.hex() == "1234" "0035" "000b" "0000" "616263"
+    assert formats.parse_udp(memoryview(wire + b"padding")) == (0x1234, 53, b"abc")
+
+
+def test_datagrams_come_to_whoever_is_bound_to_their_port(stack, wire):
+    came = []
+
+    def handler(source, port, payload):
+        came.append((source, port, bytes(payload)))
+
+    assert stack.bind(7, handler)
+    assert not stack.bind(7, print)
+    wire.receive(ip(formats.pack_udp(9, 7, b"one"), protocol=17))
+    wire.receive(ip(formats.pack_udp(9, 8, b"two"), protocol=17))
+    stack.unbind(7)
+    wire.receive(ip(formats.pack_udp(9, 7, b"three"), protocol=17))
+    assert came == [(PEER, 9, b"one")]
+    assert (stack.stats().datagrams_in, stack.stats().datagrams_unwanted) == (3, 2)
+
+
+def test_datagrams_are_sent_or_refused_with_a_reason(stack, wire):
+    wire.receive(arp())
+    assert stack.send_datagram("peer", 9, 7, b"hello") is None
+    (frame,) = wire.take()
+    packet = formats.parse_ipv4(frame[14:])
+    assert (packet.protocol, packet.destination, formats.parse_udp(packet.payload)) == (17, PEER, (9, 7, b"hello"))
+    assert stack.send_datagram(PEER, 9, 7, bytes(stack.largest_datagram)) is None
+    assert len(wire.take()[0]) == 1514
+    assert stack.send_datagram(PEER, 9, 7, bytes(stack.largest_datagram + 1)) is EchoFailure.TOO_BIG
+    assert stack.send_datagram("nobody", 9, 7, b"") is EchoFailure.UNKNOWN_NAME
+    assert stack.send_datagram("8.8.8.8", 9, 7, b"") is EchoFailure.NO_ROUTE
+    assert stack.stats().datagrams_out == 2
+
+
 # -- frames ---------------------------------------------------------------------------------------------
 
 
@@ -361,7 +400,9 @@ def wrong_header_checksum():
 @pytest.mark.parametrize(("frame", "counter"), [
     (b"", "malformed"), (bytes(13), "malformed"), (ip(b"")[:30], "malformed"), (ip(b"\x08\0"), "malformed"),
     (wrong_header_checksum(), "bad_checksum"), (fragment(), "fragments"), (ip(b"", to=OTHER), "not_for_us"),
-    (ip(b"", destination=PEER), "not_for_us"), (ip(b"", protocol=17), "unknown_protocol"),
+    (ip(b"", destination=PEER), "not_for_us"), (ip(b"", protocol=6), "unknown_protocol"),
+    (ip(b"", protocol=17), "malformed"), (ip(bytes.fromhex("0001000200070000"), protocol=17), "malformed"),
+    (ip(bytes.fromhex("0001000200090000"), protocol=17), "malformed"),
     (MAC + OTHER + b"\x86\xdd" + bytes(40), "unknown_protocol"),
     (ip(formats.pack_echo(13, 0, 0, b"")), "unknown_protocol"),
     (ip(formats.pack_echo(8, 0, 0, b""), source=bytes((8, 8, 8, 8))), "dropped_out"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from partitions.child.commands import iobench
 from partitions.child.commands.iobench import Load, Plan
 from vmbus_emu.device import BlockInfo, BlockRequest, BlockStats, Op, Status
 from vmbus_emu.loop import Loop
@@ -140,4 +141,65 @@ def test_an_open_loop_counts_from_the_time_that_was_planned() -> None:
     assert made.completed == 5
     assert sorted(made.latencies, reverse=True) == made.latencies   # each later one was planned 1 ms later
     assert made.latencies[0] - made.latencies[-1] == pytest.approx(4_000_000, abs=2_000_000)
+    loop.close()
+
+
+class Clock:
+    """``time`` as iobench sees it: it stands still until told otherwise."""
+
+    def __init__(self) -> None:
+        self.ns = 10**9
+
+    def monotonic_ns(self) -> int:
+        return self.ns
+
+
+def test_a_closed_loop_that_stands_still_says_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(iobench, "time", clock)
+    disk = Disk(64)
+    loop, made = load(disk, 1, 4)
+    disk.answer()
+    assert made.lateness.report() == {"late_p99_us": None, "stalled_s": 0.0}
+    # The next completion makes room, and what takes the generator's time comes before it is used.
+    answered = disk.waiting.pop(0)
+    made._pumping = True
+    answered.finish(Status.OK)
+    made._pumping = False
+    clock.ns += 50_000_000
+    made._pump()
+    assert made.lateness.report()["stalled_s"] == 0.05
+    disk.answer()
+    assert made.lateness.report()["stalled_s"] == 0.05
+    loop.close()
+
+
+def test_an_open_loop_says_how_late_it_was() -> None:
+    disk = Disk(64)
+    loop, made = load(disk, 1, 50, interval_ns=1_000_000, duration_ns=20_000_000)
+    # The device holds the only slot for ten intervals, so nine requests find their time long past.
+    held = time.monotonic_ns() + 10_000_000
+    while time.monotonic_ns() < held:
+        loop.step(0.001)
+    while not made.finished.done:
+        if disk.waiting:
+            disk.answer()
+        loop.step(0.001)
+    late = made.lateness.report()["late_p99_us"]
+    assert late is not None
+    assert late > 5_000
+    loop.close()
+
+
+def test_what_is_written_is_stamped_in_its_first_and_its_last_block() -> None:
+    disk = Disk(64)
+    loop, made = load(disk, 1, 3, op=Op.WRITE, touch=False, stamp=0xABC)
+    for place in (0, 8, 16):
+        (request,) = disk.waiting
+        assert request.lba == place
+        for block in (0, 7):
+            assert int.from_bytes(request.buffer[512 * block : 512 * block + 8], "little") == (place + block) ^ 0xABC
+        disk.answer()
+    assert made.finished.done
+    assert made.written() == {"written": [0, 8, 16]}
     loop.close()

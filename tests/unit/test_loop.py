@@ -185,3 +185,101 @@ def test_what_was_seen_of_a_descriptor_is_not_told_to_the_next_one_with_its_numb
     loop.unwatch(spare[0])
     for fd in (*spare, *(writing for _, writing in ends)):
         os.close(fd)
+
+
+# -- waiting inside the loop ----------------------------------------------------------------------------------------
+
+
+def test_a_call_can_wait_inside_and_everything_else_goes_on_in_order(loop: Loop) -> None:
+    seen: list[str] = []
+    reading, writing = os.pipe()
+    loop.watch(reading, lambda events: (seen.append(os.read(reading, 1).decode()), loop.unwatch(reading)))
+
+    def outer() -> None:
+        seen.append("begin")
+        assert loop.run_within(lambda: "x" in seen and "timer" in seen)
+        seen.append("end")
+
+    loop.call_soon(outer)
+    loop.call_soon(seen.append, "a")
+    loop.call_soon(seen.append, "b")
+    loop.call_soon(os.write, writing, b"x")
+    loop.call_later(0.001, seen.append, "timer")
+    loop.call_soon(loop.call_soon, seen.append, "c")
+    assert loop.run_until(lambda: "end" in seen, 5.0)
+    assert (seen[:3], seen[-1]) == (["begin", "a", "b"], "end")
+    assert sorted(seen[3:-1]) == ["c", "timer", "x"]
+    os.close(reading)
+    os.close(writing)
+
+
+def test_one_that_waits_inside_does_not_sleep_on_what_it_has_just_dispatched(loop: Loop) -> None:
+    """The condition comes true in a deferred call, or in a pump, and no descriptor will ever be ready."""
+    done: list[str] = []
+
+    def outer() -> None:
+        loop.call_soon(done.append, "call")
+        assert loop.run_within(lambda: done == ["call"])
+        loop.mark(lambda: done.append("pump"))
+        assert loop.run_within(lambda: done == ["call", "pump"])
+        loop.mark(lambda: loop.call_soon(done.append, "both"))
+        assert loop.run_within(lambda: done == ["call", "pump", "both"])
+        done.append("end")
+
+    loop.call_soon(outer)
+    begin = time.monotonic()
+    assert loop.run_until(lambda: "end" in done, 5.0)
+    assert time.monotonic() - begin < 4.0
+
+
+def test_waits_nest_and_the_innermost_ends_first(loop: Loop) -> None:
+    seen: list[str] = []
+
+    def wait(name: str, until: str) -> None:
+        assert loop.run_within(lambda: until in seen)
+        seen.append(name)
+
+    loop.call_soon(wait, "outer", "go")
+    loop.call_soon(wait, "inner", "go")
+    loop.call_later(0.001, seen.append, "go")
+    assert loop.run_until(lambda: len(seen) == 3, 5.0)
+    assert seen == ["go", "inner", "outer"]
+
+
+def test_a_stopped_loop_ends_every_wait_and_then_itself(loop: Loop) -> None:
+    ended: list[bool] = []
+
+    def wait() -> None:
+        ended.append(loop.run_within(lambda: False))
+
+    loop.call_soon(wait)
+    loop.call_soon(wait)
+    loop.call_later(0.001, loop.stop)
+    loop.run()
+    assert ended == [False, False]
+
+
+def test_only_a_deferred_call_may_wait_inside(loop: Loop) -> None:
+    refused: list[str] = []
+
+    def wait(name: str) -> None:
+        with pytest.raises(RuntimeError, match="deferred call"):
+            loop.run_within(lambda: True)
+        refused.append(name)
+
+    reading, writing = os.pipe()
+    loop.watch(reading, lambda events: (wait("handler"), loop.unwatch(reading)))
+    os.write(writing, b"x")
+    loop.call_later(0.0, wait, "timer")
+    loop.mark(lambda: wait("pump"))
+
+    def within() -> None:
+        loop.mark(lambda: wait("pump within"))
+        assert loop.run_within(lambda: "pump within" in refused)
+        assert loop.run_within(lambda: True)  # this one may still
+
+    loop.call_soon(within)
+    assert loop.run_until(lambda: len(refused) == 4, 5.0)
+    wait("outside")
+    os.close(reading)
+    os.close(writing)

@@ -33,6 +33,18 @@ def test_a_full_file_takes_no_more_and_says_so() -> None:
     ours.close()
 
 
+def test_who_writes_next_begins_anew() -> None:
+    ours = Samples.create(10)
+    for values in ([1, 2, 3], [4]):
+        theirs = Samples.open(ours.path)
+        for ns in values:
+            theirs.append(ns)
+        theirs.settle()
+        theirs.close()
+        assert list(ours.values()) == values
+    ours.close()
+
+
 @pytest.mark.parametrize("content", [b"", bytes(24), b"vmbussmp" + bytes(16) + b"x"])
 def test_what_is_no_file_of_samples_is_refused(content: bytes) -> None:
     fd = os.memfd_create("other")

@@ -232,3 +232,38 @@ def test_within_passes_on_the_outcome_or_says_that_time_is_up(loop: Loop) -> Non
     never.resolve(3)
     with pytest.raises(DeadlinePassed):
         outcomes[2].result()
+
+
+def test_one_that_waits_inside_the_loop_is_cancelled_where_it_waits_next(loop: Loop) -> None:
+    reached: list[str] = []
+    gate: list[bool] = []
+
+    async def work() -> None:
+        loop.run_within(lambda: bool(gate))
+        reached.append("through")
+        await Future[None]()
+        reached.append("never")
+
+    task = Task(loop, work(), watched=True)
+    loop.call_soon(task.cancel)
+    loop.call_soon(task.cancel)
+    loop.call_later(0.001, gate.append, True)
+    assert loop.run_until(lambda: task.done, 5.0)
+    with pytest.raises(Cancelled):
+        task.result()
+    assert reached == ["through"]
+
+
+def test_one_that_ends_after_it_was_cancelled_inside_keeps_its_result(loop: Loop) -> None:
+    gate: list[bool] = []
+
+    async def work() -> int:
+        loop.run_within(lambda: bool(gate))
+        return 7
+
+    task = Task(loop, work(), watched=True)
+    loop.call_soon(task.cancel)
+    loop.call_later(0.001, gate.append, True)
+    assert loop.run_until(lambda: task.done, 5.0)
+    rounds(loop)
+    assert task.result() == 7

@@ -1,4 +1,7 @@
-"""``vmbus-emu image build`` and ``install``: what a monolith boots from."""
+"""``vmbus-emu image build`` and ``image install``: what a monolith boots from.
+
+Its drivers are fixed when its image is built. A new driver means a new image, and a reboot.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,7 @@ from vmbus_emu.cli.options import json_option, name_option, seconds
 from vmbus_emu.cli.table import json_text, plural, printable
 
 
-@click.group(short_help="Images that a monolith boots from: build one, install one.")
-def image() -> None:
-    """The monolith's drivers are fixed when its image is built. A new driver means a new image, and a reboot.
-
-    \b
-    Example:
-      vmbus-emu image build --drivers nvme,e1000 esx.img
-      vmbus-emu image install esx.img
-    """
-
-
-@image.command(short_help="Build an image with a set of drivers.")
+@click.command(short_help="Build an image with a set of drivers.")
 @json_option
 @click.option("--drivers", required=True, metavar="NAME,...", help="Drivers by name, or folders of packages.")
 @click.argument("out", metavar="OUT", type=click.Path())
@@ -51,7 +43,7 @@ def build(as_json: bool, drivers: str, out: str) -> None:
     click.echo(f"{out}: {plural(len(manifest['drivers']), 'driver')}, sha256 {manifest['sha256'][:16]}...")
 
 
-@image.command(short_help="Boot a running monolith from another image.")
+@click.command(short_help="Boot a running monolith from another image.")
 @name_option
 @json_option
 @click.option("--grace", default="10s", show_default=True, metavar="TIME", callback=seconds,

@@ -25,7 +25,8 @@ from vmbus_emu.cli.driver import driver
 from vmbus_emu.cli.errors import INTERRUPTED, PROGRAM, explain
 from vmbus_emu.cli.exec import exec_
 from vmbus_emu.cli.fault import fault
-from vmbus_emu.cli.image_build import image
+from vmbus_emu.cli.image import image
+from vmbus_emu.cli.image_build import build, install
 from vmbus_emu.cli.kill import kill
 from vmbus_emu.cli.logs import logs
 from vmbus_emu.cli.ls import ls
@@ -40,8 +41,8 @@ from vmbus_emu.cli.watch import watch
 
 #: In the order of ``--help``: the order in which one meets them.
 VERBS: tuple[click.Command, ...] = (
-    up, ps, exec_, shell, pingall, kill, fault, start, vm, driver, image, drain, watch, chaos, check, demo, bench,
-    logs, ls, plan, down, completion,
+    up, ps, exec_, shell, pingall, kill, fault, start, vm, driver, drain, watch, chaos, check, demo, bench, image, logs,
+    ls, plan, down, completion,
 )  # fmt: skip
 
 
@@ -91,6 +92,8 @@ def cli() -> None:
 
 for _verb in VERBS:
     cli.add_command(_verb)
+for _verb in (build, install):  # of the monolith's images; the group has what is done with images of disks
+    image.add_command(_verb)
 
 
 def main() -> None:

@@ -41,8 +41,12 @@ Progress = Callable[[Mapping[str, Any]], Any]
 class Machine:
     """One machine, by the topology it is built from or by the name it runs under."""
 
-    def __init__(self, what: Topology | str | os.PathLike[str] | Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, what: Topology | str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """``what``: a topology, the path of a TOML file, a mapping of that file's shape, or nothing for the default.
+        ``environment``: what the machine's processes find in theirs, beside what is in ours.
 
         Starts nothing. Raises :class:`~vmbus_emu.topology.TopologyErrors`.
         """
@@ -53,6 +57,7 @@ class Machine:
         else:
             self.topology = topology.build(what, topology.Overrides(), limits=True)
         self.name = self.topology.name
+        self._environment = environment
         self._door: Door | None = None
         self._pid: int | None = None
         #: Set by :meth:`up`: lines about drivers that do not work, and hardware without one.
@@ -63,6 +68,7 @@ class Machine:
         """The running machine of that name. Raises :class:`NotRunning`."""
         machine = cls.__new__(cls)
         machine.topology = None
+        machine._environment = None
         machine.name = name
         machine._pid = None
         machine.warnings = []
@@ -87,7 +93,7 @@ class Machine:
         if self.topology is None:
             raise MachineError(f'"{self.name}" is running already')
         topology, self.warnings = self._with_drivers(self.topology)
-        self._pid = start(_folder(self.name), topology, progress or (lambda event: None))
+        self._pid = start(_folder(self.name), topology, progress or (lambda event: None), self._environment)
         self._door = _open_door(self.name)
 
     @staticmethod

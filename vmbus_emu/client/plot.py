@@ -32,7 +32,7 @@ def png(run: Mapping[str, Any]) -> bytes:
     """The picture of a run (the shape of ``vmbus-emu chaos --json``). ``ValueError``: a history in it is none."""
     drawn = figure(run)
     file = io.BytesIO()
-    with _looks():
+    with looks():
         drawn.savefig(file, format="png", metadata={"Title": drawn.get_label()})
     return file.getvalue()
 
@@ -50,7 +50,7 @@ def figure(run: Mapping[str, Any]) -> Figure:
                      "are those of all.")  # fmt: skip
     lanes = [lane for vm in vms for lane in read.lanes[vm]]
     head = _TOP + _TITLE_LINE * len(lines) + _NOTE_LINE * len(notes) + _AFTER
-    with _looks():
+    with looks():
         sheet = Sheet(head + plot_timeline.height(read, lanes) + plot_spread.HEIGHT)
         sheet.skip(_TOP)
         for line in lines:
@@ -65,7 +65,7 @@ def figure(run: Mapping[str, Any]) -> Figure:
 
 
 @contextmanager
-def _looks() -> Iterator[None]:
+def looks() -> Iterator[None]:
     """Ours and matplotlib's own, not the user's; afterwards everything is as before."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

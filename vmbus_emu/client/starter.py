@@ -32,8 +32,11 @@ _KILLED_DEADLINE_S = 5.0
 Progress = Callable[[Mapping[str, Any]], Any]
 
 
-def start(folder: RunFolder, topology: Topology, progress: Progress) -> int:
-    """Start the machine's process and wait until it is up; its pid. Raises :class:`MachineError`.
+def start(
+    folder: RunFolder, topology: Topology, progress: Progress, environment: Mapping[str, str] | None = None
+) -> int:
+    """Start the machine's process and wait until it is up; its pid. ``environment`` is added to ours. Raises
+    :class:`MachineError`.
 
     If this process goes away or is interrupted before, the machine takes itself down.
     """
@@ -46,7 +49,7 @@ def start(folder: RunFolder, topology: Topology, progress: Progress) -> int:
     description = _memory("topology", msgpack.packb(topology.to_dict()))
     errors = _memory("errors", b"")
     try:
-        pid = _spawn(far, description, errors)
+        pid = _spawn(far, description, errors, environment or {})
         far.close()
         for module in ("vmbus_emu.client.door", "vmbus_emu.client.observe"):
             importlib.import_module(module)  # needed next; the machine boots meanwhile
@@ -80,9 +83,9 @@ def _memory(name: str, content: bytes) -> int:
     return fd
 
 
-def _spawn(line: socket.socket, description: int, errors: int) -> int:
+def _spawn(line: socket.socket, description: int, errors: int, added: Mapping[str, str]) -> int:
     """A fresh interpreter, so that the machine has only its own modules in memory, in a session of its own."""
-    environment = dict(os.environ)
+    environment = {**os.environ, **added}
     package = str(Path(__file__).resolve().parents[2])
     # What `site` would find out again is known here already: without it an interpreter starts in half the time.
     environment["PYTHONPATH"] = os.pathsep.join([package, *(entry for entry in sys.path if entry)])

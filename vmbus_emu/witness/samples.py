@@ -56,7 +56,7 @@ class Samples:
 
     @classmethod
     def open(cls, path: str) -> Samples:
-        """The file at ``path``, to write to. ``OSError`` or ``ValueError``: there is none."""
+        """The file at ``path``, to write to from its beginning. ``OSError`` or ``ValueError``: there is none."""
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             made = cls(fd)
@@ -64,6 +64,8 @@ class Samples:
             os.close(fd)
         for page in range(_FIRST, made._end, 512):  # a fault in the middle of a measurement would be measured
             made._words[page] = made._words[page]
+        made._next = _FIRST
+        made._words[_COUNT_AT] = 0
         return made
 
     @property

@@ -8,7 +8,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from partitions.child.commands import iobench, netbench, netwitness, network, storage, system, witness
+from partitions.child.commands import (
+    bulkbench,
+    fileserver,
+    iobench,
+    kvlog,
+    netbench,
+    netwitness,
+    network,
+    sqlite,
+    storage,
+    system,
+    witness,
+)
 from partitions.child.console import Session
 
 
@@ -53,16 +65,33 @@ COMMANDS: dict[str, Command] = {
                 "give blocks back (UNMAP); they read as zeros afterwards", storage.discard),
         Command("null", "null DISK [COUNT]", "send null requests (TEST UNIT READY) and time them", storage.null),
         Command("iobench", "iobench [-o null|read|write|commit] [-b SIZE] [-d DEPTH] [-n COUNT] [-T SECONDS] "
-                "[-i SECONDS] [-s SPAN] [-r] [-t] [-c] [-j] [-S FILE] DISK",
+                "[-i SECONDS] [-s SPAN] [-B NS [-W SECONDS]] [-r] [-t] [-c] [-j] [-S FILE] DISK",
                 "keep DEPTH requests (1, at most 64) of SIZE (4k) under way, COUNT (10000) in all or for SECONDS, and "
                 "time them; -i one each SECONDS, timed from when it was due; -o null (default), read, write, or commit "
                 "(with a flush): these overwrite with zeros; -s in the first SPAN, -r at random, -t touch what was "
-                "read, -c each block read must begin with its number, -j JSON, -S every latency into FILE",
+                "read, -c each block read must begin with its number, -j JSON, -S every latency into FILE; -B begin "
+                "at that moment of the monotonic clock, and run for -W (0.1) before and after the SECONDS measured",
                 iobench.iobench),
         Command("netbench", "netbench [-b SIZE] [-d DEPTH] [-i SECONDS] [-T SECONDS] -S FILE HOST",
                 "keep DEPTH echo requests (1) of SIZE bytes (56) under way for SECONDS (1), or send one each -i "
                 "SECONDS; every latency into FILE",
                 netbench.netbench),
+        Command("bulkbench", "bulkbench [-b SIZE] [-d DEPTH] [-T SECONDS] -S FILE HOST",
+                "send units of SIZE bytes (64k) to a guest for SECONDS (1), DEPTH (1) of them under way, and print "
+                "what it received; the time of every unit into FILE",
+                bulkbench.bulkbench),
+        Command("sqlitebench", "sqlitebench [-T SECONDS] [-S FILE] DISK",
+                "put an SQLite database on a disk, whatever was there, and commit transactions for SECONDS (1), each "
+                "durable; check the database; every latency into FILE",
+                sqlite.sqlitebench),
+        Command("kvlog", "kvlog [-T SECONDS] [-S FILE] DISK",
+                "put a key-value log on a disk, whatever was there; append and flush for SECONDS (1) or until it is "
+                "full, and read it back; every latency into FILE",
+                kvlog.kvlog),
+        Command("fileserver", "fileserver [-d DEPTH] [-T SECONDS] [-S FILE] DISK",
+                "overwrite the first 4 MiB of a disk, then read, write and flush there as a file server does, DEPTH "
+                "(1, at most 64) requests under way for SECONDS (1); check all of it; every latency into FILE",
+                fileserver.fileserver),
         Command("witness", "witness [-o write|mixed|flush|read] [-b SIZE] [-d DEPTH] [-i SECONDS|closed] [-t SECONDS] "
                 "[-s SPAN] [-w WRITER] [-S SEED] DISK PATH",
                 "overwrite a disk with stamped blocks of SIZE (4k), one every -i SECONDS (0.001) for -t SECONDS (1), "

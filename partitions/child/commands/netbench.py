@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from partitions.child.commands.lateness import STALL_NS, Lateness
 from partitions.child.commands.network import address_of, stack_of
 from partitions.child.commands.options import count, flags, samples, seconds, size
 from partitions.child.console import CommandError, Session, Usage
@@ -43,6 +44,8 @@ class NetBench:
         self._pumping = False
         self.requests = self.answered = self.lost = 0
         self.failure: str = ""
+        self.lateness = Lateness()
+        self._freed = 0                 # when the last answer, or the last loss, made room
         self.finished: Future[None] = Future()
         self._schedule = Schedule(loop, interval_ns, duration_ns, self._pump)
 
@@ -57,10 +60,16 @@ class NetBench:
         if self._pumping:
             return
         self._pumping = True
-        while self._waiting < self._depth and (planned := self._schedule.take(time.monotonic_ns())):
+        while self._waiting < self._depth and (planned := self._schedule.take(moment := time.monotonic_ns())):
             self._waiting += 1
             self.requests += 1
-            begun = planned if self._interval_ns else time.monotonic_ns()
+            begun = planned
+            if self._interval_ns:
+                self.lateness.late_ns.append(moment - planned)
+            else:
+                begun = time.monotonic_ns()
+                if begun - self._freed > STALL_NS and self._freed:
+                    self.lateness.stalled(begun - self._freed)
             echo = self._stack.echo(self._address, self.requests & 0xFFFF, self._payload, _WAIT_S)
             echo.then(partial(self._ended, begun))
         self._pumping = False
@@ -73,8 +82,9 @@ class NetBench:
     def _ended(self, begun: int, echo: Future[EchoOutcome]) -> None:
         outcome = echo.result()
         self._waiting -= 1
+        self._freed = time.monotonic_ns()
         if isinstance(outcome, EchoReply):
-            self._record(time.monotonic_ns() - begun)
+            self._record(self._freed - begun)
             self.answered += 1
         elif outcome is None:
             self.lost += 1
@@ -109,5 +119,6 @@ async def netbench(session: Session, arguments: list[str]) -> int:
     record.settle()
     if load.failure:
         raise CommandError(f"{words[0]}: {load.failure}")
-    await session.print(json.dumps({"requests": load.answered, "lost": load.lost, "seconds": elapsed}))
+    told = {"requests": load.answered, "lost": load.lost, "seconds": elapsed}
+    await session.print(json.dumps(told | load.lateness.report()))
     return 0

@@ -10,7 +10,11 @@ import click
 from vmbus_emu.cli.bench.catalogue import list_
 from vmbus_emu.cli.bench.chosen import baseline, latency
 from vmbus_emu.cli.bench.compare import compare
+from vmbus_emu.cli.bench.macro import macro
 from vmbus_emu.cli.bench.options import Asked, measure, measuring
+from vmbus_emu.cli.bench.rates import network, throughput
+from vmbus_emu.cli.bench.report import report
+from vmbus_emu.cli.bench.scale import boot, scale
 
 
 @click.group(invoke_without_command=True, short_help="Measure what the architectures cost, and compare.")
@@ -36,8 +40,9 @@ def bench(context: click.Context, asked: Asked) -> None:
     from bench.jobs import STANDARD as JOBS
     from bench.machines import STANDARD
 
-    measure(STANDARD, list(JOBS.values()), tuple(BASELINES), asked)
+    apart = [JOBS[name] for name in ("null", "read-4k")]
+    measure(STANDARD, list(JOBS.values()), tuple(BASELINES), asked, apart)
 
 
-for _verb in (latency, baseline, compare, list_):
+for _verb in (latency, throughput, network, scale, boot, baseline, macro, compare, report, list_):
     bench.add_command(_verb)

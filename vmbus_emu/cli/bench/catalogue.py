@@ -9,17 +9,19 @@ import click
 def list_() -> None:
     """Show what can be measured: jobs with their requests, configurations, baselines."""
     from bench.baselines import BASELINES
+    from bench.jobs import MACRO, NETWORK
     from bench.jobs import STANDARD as JOBS
     from bench.machines import STANDARD
     from bench.operations import OPERATIONS
     from bench.runner import available
 
     click.echo("jobs")
-    for job in JOBS.values():
+    for name, job in {**JOBS, **MACRO, **NETWORK}.items():
         size = f", {job.size} bytes" if job.size else ""
         lacking = OPERATIONS[job.operation].lacking()
-        told = f" ({lacking})" if lacking else ""
-        click.echo(f"  {job.name:16} {job.operation}{size}, depth {job.depth}, {job.seconds:g} s{told}")
+        only = "" if name in JOBS else f", bench {'macro' if name in MACRO else 'network'} only"
+        told = only + (f" ({lacking})" if lacking else "")
+        click.echo(f"  {name:16} {job.operation}{size}, depth {job.depth}, {job.seconds:g} s{told}")
     click.echo("configurations")
     for configuration in STANDARD:
         click.echo(f"  {configuration.name}")

@@ -6,12 +6,14 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from vmbus_emu.cli.bench import traced
+from vmbus_emu.cli.bench.report import write_page
 from vmbus_emu.cli.pictures import to_stdout
 from vmbus_emu.cli.progress import progress_line
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from bench.jobs import Job
     from bench.machines import Configuration
 
-_DRAWS = "matplotlib"
+#: A run as text, and how far a run is: steps in all, steps done, what is done now.
+Lines = Callable[[Mapping[str, Any]], Iterable[str]]
+Told = Callable[[int, int, str], Any]
 PINS = ("apart", "together", "none")
 
 
@@ -54,13 +58,13 @@ def measuring(function: Callable[..., Any]) -> Callable[..., Any]:
 
     for option in reversed((
         click.option("--rounds", metavar="N", type=click.IntRange(1, 1000),
-                     help="Sample sets of each configuration.  [default: 10]"),
+                     help="Sample sets of each configuration.  [default: 10; scale 3, boot and throughput 5]"),
         click.option("--seed", metavar="N", type=click.IntRange(0), help="The order of another run, again."),
         click.option("--pin", type=click.Choice(PINS), default="apart", show_default=True,
                      help="Put both ends of a channel on processors of their own, on one, or where the kernel likes."),
         click.option("--json", "json_file", metavar="FILE", type=click.File("w", lazy=False),
                      help="Keep the whole run; - is standard output."),
-        click.option("--html", "html_file", metavar="FILE", type=click.File("w", lazy=False),
+        click.option("--html", "html_file", metavar="FILE", type=click.File("w", encoding="utf-8", lazy=False),
                      help="A report as one page; its plots need the extra [report]."),
         click.option("--trace", "trace_file", metavar="FILE", type=click.File("w", lazy=False),
                      help="Take single requests apart, on machines of their own, after the run: a waterfall here, and "
@@ -71,11 +75,30 @@ def measuring(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def measure(
-    configurations: Sequence[Configuration], jobs: Sequence[Job], baselines: Sequence[str], asked: Asked
+    configurations: Sequence[Configuration], jobs: Sequence[Job], baselines: Sequence[str], asked: Asked,
+    apart: Sequence[Job] | None = None, rounds: int | None = None, lines: Lines | None = None,
 ) -> dict[str, Any]:
-    """Run it and :func:`keep` it: what the standard comparison does, and what chooses jobs only."""
+    """Run it and :func:`keep` it: what the standard comparison does, and what chooses jobs only. ``apart``: the jobs
+    that ``--trace`` takes apart, if not all; ``rounds``: unless asked for; ``lines``: the table, unless the usual."""
     from bench import runner
 
+    def measured(told: Told, command: list[str]) -> dict[str, Any]:
+        run = runner.run(
+            configurations, jobs, runner.available(baselines), asked.rounds or rounds or runner.ROUNDS, asked.seed,
+            told, command, pin=asked.pin,
+        )  # fmt: skip
+        if asked.trace_file is not None:
+            chosen = jobs if apart is None else apart
+            traced.take_apart(run, configurations, chosen, asked.pin, asked.trace_file, told)
+        return run
+
+    return carry_out(measured, asked, lines)
+
+
+def carry_out(
+    measured: Callable[[Told, list[str]], dict[str, Any]], asked: Asked, lines: Lines | None = None
+) -> dict[str, Any]:
+    """The run that ``measured(told, command)`` gives, with its progress shown, and :func:`keep` it."""
     command = ["vmbus-emu", *sys.argv[1:]]
     with progress_line() as shown:
 
@@ -83,24 +106,26 @@ def measure(
             if shown is not None:
                 shown({"component": what, "state": "", "done": done, "total": total})
 
-        run = runner.run(
-            configurations, jobs, runner.available(baselines), asked.rounds or runner.ROUNDS, asked.seed, told, command,
-            pin=asked.pin,
-        )  # fmt: skip
-    keep(run, asked)
+        run = measured(told, command)
+    keep(run, asked, lines)
     return run
 
 
-def keep(run: dict[str, Any], asked: Asked) -> None:
-    """Print ``run`` as a table, and write the files that were asked for."""
+def keep(run: dict[str, Any], asked: Asked, lines: Lines | None = None) -> None:
+    """Print ``run`` as a table, and write the files that were asked for. ``lines``: the table, unless the usual."""
     from bench.table import run_lines
 
     aside = to_stdout(asked.json_file, asked.html_file, asked.trace_file)
     if asked.json_file is not None:
         json.dump(run, asked.json_file, separators=(",", ":"))
         asked.json_file.write("\n")
-    for line in run_lines(run):
+    for line in (lines or run_lines)(run):
         click.echo(line, err=aside)
+    if asked.trace_file is not None:
+        for line in traced.lines(run, asked.trace_file):
+            click.echo(line, err=aside)
+    if asked.html_file is not None:
+        write_page(run, asked.html_file)
     command = run["command"]
     seed = [] if asked.seed is not None else ["--seed", str(run["seed"])]
     click.echo(f"Again: {shlex.join([*command, *seed])}", err=aside)
