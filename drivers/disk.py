@@ -54,7 +54,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
-class _Disk:
+class Disk:
     """What all drivers share: faults found before any medium is touched, dispatch by operation, counters."""
 
     def __init__(self, info: BlockInfo) -> None:
@@ -136,7 +136,7 @@ def _after(pieces: Sequence[Buffer], done: int) -> list[memoryview]:
     return left
 
 
-class NullDisk(_Disk):
+class NullDisk(Disk):
     """Reads zeros and forgets writes: what is left to measure is everything above the driver."""
 
     def __init__(self, info: BlockInfo) -> None:
@@ -152,7 +152,7 @@ class NullDisk(_Disk):
         self._complete(request, OK)
 
 
-class FileDisk(_Disk):
+class FileDisk(Disk):
     """A raw image behind ``fd``, or with ``memory`` a memfd, where nothing ever waits for a medium."""
 
     def __init__(self, fd: int, info: BlockInfo, workers: IoWorkers, *, memory: bool = False) -> None:
@@ -210,6 +210,10 @@ class FileDisk(_Disk):
     def _hand_over(self, work: Callable[[BlockRequest], Status], request: BlockRequest) -> None:
         self._outstanding += 1
         self._workers.run(partial(work, request), partial(self._handed_back, request))
+
+    def close(self) -> None:
+        """Nothing is outstanding, and nothing will be: end the workers. The descriptor is its owner's."""
+        self._workers.close()
 
     def _handed_back(self, request: BlockRequest, status: Status) -> None:
         self._outstanding -= 1

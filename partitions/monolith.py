@@ -14,7 +14,7 @@ import resource
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ import setproctitle
 
 from partitions.boundary import BoundDisk, BoundPort, DeviceLock
 from partitions.child.guest import Guest
+from partitions.driver_store import DriverFailed, DriverStore
 from partitions.long_calls import LongCalls
 from partitions.media import Disks
+from partitions.uplinks import Uplinks
 from vmbus_emu.device import BlockDevice, NetworkPort
 from vmbus_emu.hypervisor.calls import execute
 from vmbus_emu.hypervisor.core import Hypervisor, PowerOn, Reply
@@ -66,6 +68,11 @@ class GuestThread:
     def start(self) -> None:
         self._thread.start()
 
+    def let_go(self) -> None:
+        """It has said its last word: wait for its very end, and give back what it had."""
+        self._thread.join()
+        self.loop.close()
+
     async def shut_down(self, patience_s: float) -> None:
         """On this thread: end in order, and the thread with it."""
         unflushed = await load("partitions.child.power_off:power_off")(self.guest, patience_s)
@@ -89,6 +96,7 @@ class GuestThread:
             for line in traceback.format_exc().splitlines():
                 self._log(line)
             self._monolith.from_guest({"t": "component_died", "component": self.name, "why": repr(error)})
+        self._monolith.thread_ended(self)
 
 
 class Monolith:
@@ -98,7 +106,9 @@ class Monolith:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._disks = Disks()
+        self._disks = Disks(node.log)
+        self._wires: dict[str, tuple[int, str]] = {}
+        self._uplinks: Uplinks | None = None
         self._disk_locks: dict[str, DeviceLock] = {}
         self._switches: dict[str, Any] = {}
         self._switch_locks: dict[str, DeviceLock] = {}
@@ -107,6 +117,8 @@ class Monolith:
         self._calls = 0
         self._guests: dict[str, GuestThread] = {}
         self._configs: dict[str, Message] = {}
+        self._numbers: dict[str, int] = {}          # of their partitions
+        self._leaving: set[str] = set()
         #: Answers whether everybody in here who runs a driver comes back from it.
         self.beat = LongCalls(node.loop, node.lifeline.send).answer
 
@@ -116,8 +128,9 @@ class Monolith:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a panic aborts; its core would be every guest's memory
         faulthandler.enable(all_threads=False)  # of a signal, too, the console shows where it happened
         disks = config["storvsp"]["disks"]
-        self._disk_locks = {disk["medium"]: DeviceLock(disk["medium"]) for disk in disks}
-        self._disks.build(disks, lambda medium: self._disk_locks[medium])
+        self._disks.store = DriverStore(config["storvsp"]["controllers"])
+        self._refuse_without_drivers(self._disks.store, DriverStore(config["netvsp"]["nics"]))
+        self._build_disks(disks)
         self._build_network(config["netvsp"])
         self._configs = {guest["name"]: guest for guest in config["guests"]}
         for component in ("hypervisor", "management", "storvsp", "netvsp"):
@@ -125,14 +138,37 @@ class Monolith:
         for name in self._configs:
             self._bring_up(name)
 
+    def _refuse_without_drivers(self, *stores: DriverStore) -> None:
+        """Its drivers are those of its image; with a device that has none, it does not boot."""
+        try:
+            for store in stores:
+                for device in store.devices:
+                    store.driver(device)
+        except DriverFailed as failed:
+            self._node.log(str(failed))
+            self._node.leave(1)
+
+    def _build_disks(self, disks: Sequence[Message]) -> None:
+        self._disk_locks |= {disk["medium"]: DeviceLock(disk["medium"]) for disk in disks}
+        self._disks.build(disks, lambda medium: self._disk_locks[medium])
+
     def _build_network(self, network: Message) -> None:
         driver = load(network["driver"])
         self._switches = {name: driver(name) for name in network["switches"]}
         self._switch_locks = {name: DeviceLock(name) for name in self._switches}
+        self._uplinks = Uplinks(
+            self._node.loop, network["nics"], self._wires, self._switches, self._node.log,
+            lambda switch: self._switch_locks[switch].lock,
+        )
         for port in network["ports"]:
-            place = (port["vm"], port["device"])
+            self._plug(port)
+
+    def _plug(self, port: Message) -> None:
+        place = (port["vm"], port["device"])
+        lock = self._switch_locks[port["switch"]]
+        with lock.lock:
             made = self._switches[port["switch"]].port(".".join(place), port["mac"])
-            self._ports[place] = (made, self._switch_locks[port["switch"]])
+        self._ports[place] = (made, lock)
 
     def disk(self, vm: str, device: str, loop: Loop) -> BoundDisk:
         medium = f"{vm}.{device}"
@@ -147,12 +183,60 @@ class Monolith:
     def _bring_up(self, name: str) -> None:
         status, output = self._call(Code.CREATE_PARTITION, hv.CREATE_PARTITION.pack(0, 0, 0, name.encode()))
         if status is HvStatus.SUCCESS:
-            number = hv.PARTITION_ID.unpack_from(output)[0]
+            number = self._numbers[name] = hv.PARTITION_ID.unpack_from(output)[0]
             status, _ = self._call(Code.INITIALIZE_PARTITION, hv.PARTITION_ID.pack(number))
         if status is HvStatus.SUCCESS:
             status, _ = self._call(Code.START_VIRTUAL_PROCESSOR, hv.START_VP.pack(number, 0, 0))
         if status is not HvStatus.SUCCESS:
             self._node.lifeline.send({"t": "not_started", "component": name, "why": status.name})
+
+    # -- VMs come and go at run time --------------------------------------------------------------------
+
+    def _add(self, arrival: Message) -> None:
+        name: str = arrival["vm"]
+        self._build_disks(arrival["disks"])
+        for port in arrival["ports"]:
+            self._plug(port)
+        self._configs[name] = arrival["guest"]
+        self._bring_up(name)
+
+    def _end(self, name: str, patience_s: float) -> None:
+        """Shut a VM down, and take its partition and devices away when its thread has ended. One that never returns
+        to its loop keeps them."""
+        thread = self._guests.get(name)
+        if thread is None or not thread.alive:
+            self._take_away(name)
+            return
+        self._leaving.add(name)
+        thread.loop.call_soon_threadsafe(Task, thread.loop, thread.shut_down(patience_s))
+
+    def thread_ended(self, thread: GuestThread) -> None:
+        """On a guest's thread, as its last word."""
+
+        def ended() -> None:
+            if thread.name in self._leaving:
+                thread.let_go()
+                self._take_away(thread.name)
+
+        self._node.loop.call_soon_threadsafe(ended)
+
+    def _take_away(self, name: str) -> None:
+        self._leaving.discard(name)
+        self._guests.pop(name, None)
+        config = self._configs.pop(name, None)
+        if config is not None:
+            for device in config["nics"]:
+                port, lock = self._ports.pop((name, device))
+                with lock.lock:
+                    for switch in self._switches.values():
+                        switch.remove(port)
+            for device in config["disks"]:
+                del self._disk_locks[f"{name}.{device}"]
+                self._disks.take_out(f"{name}.{device}")()
+            number = self._numbers.pop(name, 0)
+            self._call(Code.FINALIZE_PARTITION, hv.PARTITION_ID.pack(number))
+            self._call(Code.DELETE_PARTITION, hv.PARTITION_ID.pack(number))
+        self._node.lifeline.send({"t": "partition_ended", "name": name})
 
     def _call(self, code: Code, block: bytes) -> tuple[HvStatus, bytes]:
         self._calls += 1
@@ -177,8 +261,17 @@ class Monolith:
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "medium":
             self._disks.insert(message, fds)
+        elif message["t"] == "wire":
+            self._wires[message["name"]] = fds[0], message["far"]
         elif message["t"] == "fault":
             self._faults.handle(message)
+        elif message["t"] == "vm_added":
+            self._add(message)
+        elif message["t"] == "end_partition":
+            self._end(message["name"], message["patience_s"])
+        elif message["t"] == "hosts":
+            for thread in self._guests.values():
+                thread.loop.call_soon_threadsafe(thread.guest.know, message["hosts"])
         elif message["t"] == "shut_down":
             thread = self._guests[message["vm"]]
             thread.loop.call_soon_threadsafe(Task, thread.loop, thread.shut_down(message["patience_s"]))
@@ -211,7 +304,10 @@ class Monolith:
             "netvsp": {
                 "io": sum(p.tx_frames + p.rx_frames for p in ports),
                 "last_io": max((p.last_io for p in ports), default=0.0),
-                "counters": {"drops": sum(p.tx_drops + p.rx_drops for p in ports)},
+                "counters": {
+                    "drops": sum(p.tx_drops + p.rx_drops for p in ports),
+                    **(self._uplinks.counters() if self._uplinks is not None else {}),
+                },
             },
             **{
                 thread.guest.worker: thread.emulated.stats()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from vmbus_emu import hardware
 from vmbus_emu.topology.data import WORKER_SUFFIX, Topology, VmSpec
 
 #: arch -> component -> the process it lives in. ``child`` stands for each VM, ``worker`` for the device models of each
@@ -91,7 +92,9 @@ TRANSPORT_ENTRIES = {
     "inbox": "vmbus_emu.inbox:DescriptorInbox",
 }
 
-#: Drivers by what the topology calls them.
+_BUILT_IN = frozenset(entry for entry, _ in hardware.BUILT_IN.values())
+
+#: Drivers of media and switches, by what the topology calls them.
 DRIVERS = {
     "file": "drivers.disk:file_disk",
     "ram": "drivers.disk:ram_disk",
@@ -116,7 +119,7 @@ NETWORK_PAGES_PER_NIC = 128
 EMULATED_GPA = 1 << 28
 EMULATED_PAGES = 2 * 33 + 512
 EMULATED_PAGES_PER_NIC = 64
-#: The worker of the n-th VM stands in for the root partition's VP with this number and n.
+#: Workers stand in for VPs of the root partition from this number on.
 FIRST_WORKER_VP = 2
 
 #: All VMs live in 10.0.0.0/16.
@@ -185,11 +188,18 @@ def preloaded(topology: Topology, spec: ProcessSpec) -> list[str]:
     own += [VSPS[name] for name in names if name in VSPS]
     if "storvsp" in names:
         own += sorted({DRIVERS[disk.kind] for vm in topology.vms for disk in vm.disks})
+        own += _own_drivers(topology, hardware.STORAGE)
         if topology.policy.get(spec.role) == "standby":
             own.append(REHEARSAL_ENTRY)
     if "netvsp" in names:
-        own.append(DRIVERS["switch"])
+        own += [DRIVERS["switch"], *_own_drivers(topology, hardware.NIC)]
     return own
+
+
+def _own_drivers(topology: Topology, kind: str) -> list[str]:
+    """Those of this package; what others bring must not come into a zygote, which cannot let go of it."""
+    chosen = [device["driver"] for device in devices(topology, kind).values()]
+    return sorted({driver["entry"] for driver in chosen if driver is not None and not driver["path"]} & _BUILT_IN)
 
 
 def processes(topology: Topology) -> tuple[ProcessSpec, ...]:
@@ -249,6 +259,7 @@ def configuration(
     if "storvsp" in names:
         config["storvsp"] = {
             "entry": VSPS["storvsp"], "disks": disks(topology), "channels": channel_names("storvsp", incarnation),
+            "controllers": devices(topology, hardware.STORAGE),
         }  # fmt: skip
     if "netvsp" in names:
         config["netvsp"] = {
@@ -273,10 +284,29 @@ def disks(topology: Topology) -> list[dict[str, Any]]:
             "medium": f"{vm.name}.disk{index}",
             "instance": instance_id(vm.name, f"disk{index}").bytes_le,
             "driver": DRIVERS[disk.kind],
+            "controller": disk.controller,
         }
         for vm in topology.vms
         for index, disk in enumerate(vm.disks)
     ]
+
+
+def devices(topology: Topology, kind: str) -> dict[str, dict[str, Any]]:
+    """The physical devices of one kind, by name: what each is, and its driver (``name``, ``version``, ``entry``,
+    ``path``), or ``None``."""
+    there = {**hardware.DEFAULT_HARDWARE, **topology.hardware}
+    return {
+        name: {**described, "driver": driver}
+        for name, described, driver in hardware.bound(there, topology.drivers, topology.image)
+        if hardware.kind_of(name) == kind
+    }
+
+
+def unsupported(topology: Topology) -> dict[str, str]:
+    """The physical devices that no driver is known for: their models."""
+    there = {**hardware.DEFAULT_HARDWARE, **topology.hardware}
+    bound = hardware.bound(there, topology.drivers, topology.image)
+    return {name: described["model"] for name, described, driver in bound if driver is None}
 
 
 def network(topology: Topology) -> dict[str, Any]:
@@ -284,6 +314,7 @@ def network(topology: Topology) -> dict[str, Any]:
     return {
         "driver": DRIVERS["switch"],
         "switches": [switch.name for switch in topology.switches],
+        "nics": devices(topology, hardware.NIC),
         "ports": [
             {
                 "vm": vm.name,
@@ -299,20 +330,15 @@ def network(topology: Topology) -> dict[str, Any]:
 
 
 def worker(topology: Topology, vm: VmSpec) -> dict[str, Any]:
-    """What a VM's worker is told of it, but for its partition."""
+    """What a VM's worker is told of it, but for its partition and the VP that it stands in for."""
     (memory,) = io_memory(vm)
     return {
         "vm": vm.name,
-        "index": worker_vp(topology, vm.name),
         "memory": memory,
         "disks": [disk for disk in disks(topology) if disk["vm"] == vm.name],
+        "controllers": devices(topology, hardware.STORAGE),
         "nics": [port for port in network(topology)["ports"] if port["vm"] == vm.name],
     }
-
-
-def worker_vp(topology: Topology, vm: str) -> int:
-    """Which VP of the root partition the worker of a VM stands in for."""
-    return FIRST_WORKER_VP + [one.name for one in topology.vms].index(vm)
 
 
 def guest(topology: Topology, vm: VmSpec) -> dict[str, Any]:

@@ -202,6 +202,10 @@ class RunFolder:
         draft.write_text(json.dumps({"schema": SCHEMA, "name": self.name, **info}, indent=1) + "\n")
         draft.replace(self.info_file)
 
+    def update_vms(self, vms: list[str]) -> None:
+        """``machine.json`` lists these VMs from now on."""
+        self.write_info({**self.info(), "vms": vms})
+
     def info(self) -> dict[str, Any]:
         """``machine.json``; empty if it is missing or not what we write."""
         try:

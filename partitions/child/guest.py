@@ -43,7 +43,7 @@ class Guest:
         #: The component that has this guest's emulated devices, if it has such.
         self.worker: str = config.get("worker", "")
         self.memory_bytes: int = config["memory_bytes"]
-        self.hosts: Mapping[str, str] = config["hosts"]
+        self.hosts: dict[str, str] = dict(config["hosts"])
         self.disks = disks
         self.nics = nics
         self.bus_listing: BusListing | None = None
@@ -63,6 +63,11 @@ class Guest:
         #: What other guests send in bulk arrives there.
         self.receiver = None if self.ip is None else Receiver(self.ip)
         self.console = Console(self, send)
+
+    def know(self, hosts: Mapping[str, str]) -> None:
+        """Other VMs have come or gone: these are the names now."""
+        self.hosts.clear()
+        self.hosts.update(hosts)
 
     @property
     def uptime(self) -> float:

@@ -95,6 +95,8 @@ class ChildProcess:
                 self._bus.abandon(name)
             if "device" in message:
                 self._bus.abandon_device(message["device"])
+        elif self._guest is not None and message["t"] == "hosts":
+            self._guest.know(message["hosts"])
         elif self._guest is not None and message["t"] == "shut_down":
             Task(self._node.loop, load("partitions.child.power_off:leave")(self._node, self._guest, message))
 

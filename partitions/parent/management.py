@@ -41,6 +41,7 @@ class Management:
         self._early: list[Message] | None = []
         self._started = 0
         self._failed = 0
+        self._ended = 0
         self._cleared_up = 0
 
     def start(self, config: Message) -> None:
@@ -91,6 +92,13 @@ class Management:
             await remove(self._vp, old)
         await self._bring_up(name, kind)
 
+    async def _end(self, name: str, old: int) -> None:
+        """Take a component's partition away, with its process if it has one. What is gone already stays gone."""
+        if old:
+            await remove(self._vp, old)
+            self._ended += 1
+        self._node.lifeline.send({"t": "partition_ended", "name": name})
+
     # -- the provider -----------------------------------------------------------------------------------
 
     def _attach(self, number: int, name: str, kind: str) -> Future[bool]:
@@ -129,11 +137,12 @@ class Management:
     # -- the machine ------------------------------------------------------------------------------------
 
     def handle(self, message: Message, fds: list[int]) -> None:
-        if message["t"] == "start_partition":
-            if self._early is not None:
-                self._early.append(message)
-                return
+        if message["t"] in ("start_partition", "end_partition") and self._early is not None:
+            self._early.append(message)
+        elif message["t"] == "start_partition":
             Task(self._node.loop, self._start_again(message["name"], message["kind"], message["old"]))
+        elif message["t"] == "end_partition":
+            Task(self._node.loop, self._end(message["name"], message["old"]))
         elif message["t"] == "hypervisor":
             self._vp.reconnect(message["socket"])
         elif message["t"] == "hypervisor_gone":
@@ -144,7 +153,7 @@ class Management:
 
     def stats(self) -> dict[str, dict[str, Any]]:
         counters = {
-            "started": self._started, "failed": self._failed, "cleared_up": self._cleared_up,
+            "started": self._started, "ended": self._ended, "failed": self._failed, "cleared_up": self._cleared_up,
             "hypercalls": self._vp.hypercalls,
         }  # fmt: skip
         return {"management": {"counters": counters}}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from partitions.parent.netvsp import NetVspSession
 from partitions.parent.vsp import Device, Vsp
+from partitions.uplinks import Uplinks
 from vmbus_emu.channel import Channel
 from vmbus_emu.device import NetworkPort
 from vmbus_emu.node import Node, load
@@ -21,7 +22,7 @@ class NetworkVsp(Vsp):
     INTERFACE = guids.NETWORK
     MAX_RANGES = 32
 
-    def __init__(self, node: Node, config: dict[str, Any]) -> None:
+    def __init__(self, node: Node, config: dict[str, Any], wires: Mapping[str, tuple[int, str]]) -> None:
         super().__init__(node, config)
         network = config["netvsp"]
         driver = load(network["driver"])
@@ -31,11 +32,27 @@ class NetworkVsp(Vsp):
         #: Of VMs without integration services, whose adapters are in their workers.
         self._cables: dict[int, SwitchCable] = {}
         self._places: dict[tuple[str, str], int] = {}
+        self._uplinks = Uplinks(node.loop, network["nics"], wires, self._switches, node.log)
         for port in network["ports"]:
-            device = self.add(port["vm"], port["device"], port["instance"])
-            self._places[port["vm"], port["device"]] = device.key
-            switch = self._switches[port["switch"]]
-            self._ports[device.key] = switch.port(f"{port['vm']}.{port['device']}", port["mac"])
+            self._wire(self.add(port["vm"], port["device"], port["instance"]), port)
+
+    def _wire(self, device: Device, port: Mapping[str, Any]) -> None:
+        switch = self._switches[port["switch"]]
+        self._places[device.vm, device.name] = device.key
+        self._ports[device.key] = switch.port(f"{device.vm}.{device.name}", port["mac"])
+
+    def add_vm(self, arrival: Mapping[str, Any]) -> None:
+        """A VM came while this runs."""
+        for port in arrival["ports"]:
+            self._wire(self.add_now(port["vm"], port["device"], port["instance"]), port)
+
+    def take_out(self, device: Device) -> Callable[[], Any]:
+        self._unplug(device.key)
+        del self._places[device.vm, device.name]
+        port = self._ports.pop(device.key)
+        for switch in self._switches.values():
+            switch.remove(port)  # of no effect on those that it is not of
+        return lambda: self._sessions.pop(device.key, None)
 
     def plug(self, vm: str, device: str, fd: int) -> None:
         """Hang the cable to a VM's worker on its NIC's port, in place of what was there. Takes ``fd`` over."""
@@ -57,6 +74,15 @@ class NetworkVsp(Vsp):
         self._sessions[device.key].close()
         closed()
 
+    def changes(self, device: str) -> bool:
+        """Whether ``device`` is a NIC of this component's."""
+        return device in self._uplinks.store.devices
+
+    def change_driver(self, device: str, described: Mapping[str, Any], changed: Callable[[float, str], Any]) -> None:
+        """Give a physical NIC another driver. ``changed(ms, why)``: frames were held so long; it failed if there is a
+        reason."""
+        changed(*self._uplinks.change(device, described))
+
     def drivers(self) -> Mapping[str, Any]:
         """By switch."""
         return self._switches
@@ -76,6 +102,7 @@ class NetworkVsp(Vsp):
                 "spoofed": sum(s.tx_spoofed for s in sessions) + sum(c.spoofed for c in self._cables.values()),
                 "invalid_rndis": sum(s.invalid_rndis for s in sessions),
                 "protocol_errors": self._protocol_errors,
+                **self._uplinks.counters(),
                 **self._channels.counters(),
             },
         }

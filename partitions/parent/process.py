@@ -6,10 +6,11 @@ VSPs as an object; :class:`VspProcess` reaches the provider by SynIC messages th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+from partitions.driver_store import DriverStore
 from partitions.media import Disks
 from partitions.parent.provider import Provider
 from partitions.parent.vsplink import (
@@ -44,6 +45,13 @@ class VspComponent(VspSide, Protocol):
     def offer_all(self, provider: ProviderSide) -> None: ...
     def provider_gone(self) -> None: ...
     def drivers(self) -> Mapping[str, Any]: ...
+    def has(self, vm: str) -> bool: ...
+    def add_vm(self, arrival: Mapping[str, Any]) -> None: ...
+    def remove_vm(self, vm: str) -> None: ...
+    def changes(self, device: str) -> bool: ...
+    def change_driver(
+        self, device: str, described: Mapping[str, Any], changed: Callable[[float, str], Any]
+    ) -> None: ...
     def stats(self) -> Mapping[str, Any]: ...
 
 
@@ -56,7 +64,8 @@ class VspCarrier:
         self.node = node
         node.max_sockets = MAX_CHANNELS
         self.vp = VirtualProcessor(node.loop, node.context)
-        self.disks = Disks()
+        self.disks = Disks(node.log)
+        self.wires: dict[str, tuple[int, str]] = {}
         self.vsps: dict[str, VspComponent] = {}
         self._needed = False
         self._rehearsal: Rehearsal | None = None
@@ -67,6 +76,10 @@ class VspCarrier:
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "medium":
             self.disks.insert(message, fds)
+        elif message["t"] == "wire":
+            self.wires[message["name"]] = fds[0], message["far"]
+        elif message["t"] == "driver":
+            self._change_driver(message["number"], message["device"], message["driver"])
         elif message["t"] == "hypervisor":
             self.vp.reconnect(message["socket"])
         elif message["t"] == "hypervisor_gone":
@@ -82,6 +95,31 @@ class VspCarrier:
             self._faults.handle(message)
         elif message["t"] == "cable":
             self.vsps["netvsp"].plug(message["vm"], message["device"], fds[0])  # type: ignore[attr-defined]
+        elif message["t"] == "vm_added":
+            self.vm_added(message)
+        elif message["t"] == "vm_removed":
+            for vsp in self.vsps.values():
+                vsp.remove_vm(message["vm"])
+
+    def _change_driver(self, number: int, device: str, described: Mapping[str, Any]) -> None:
+        """Answer the machine, which counts its orders; without VSPs yet, the configuration that makes them has it."""
+
+        def changed(held_ms: float, why: str) -> None:
+            self.node.lifeline.send({
+                "t": "driver_bound", "number": number, "device": device, "held_ms": held_ms, "why": why[:1000],
+            })
+
+        for vsp in self.vsps.values():
+            if vsp.changes(device):
+                vsp.change_driver(device, described, changed)
+
+    def vm_added(self, arrival: Message) -> None:
+        """A VM came while this runs. Without VSPs yet, the configuration that makes them will have it."""
+        if "storvsp" in self.vsps and not self.vsps["storvsp"].has(arrival["vm"]):
+            self.disks.build(arrival["disks"], lambda medium: self.node.loop)
+        for vsp in self.vsps.values():
+            if not vsp.has(arrival["vm"]):
+                vsp.add_vm(arrival)
 
     @cached_property
     def _faults(self) -> DriverFaults:
@@ -101,10 +139,11 @@ class VspCarrier:
         self.vp.connect(config["socket"])
         self.node.poll = config["poll"]
         if "storvsp" in config:
+            self.disks.store = DriverStore(config["storvsp"]["controllers"])
             self.disks.build(config["storvsp"]["disks"], lambda medium: self.node.loop)
             self.vsps["storvsp"] = load(config["storvsp"]["entry"])(self.node, config, self.disks)
         if "netvsp" in config:
-            self.vsps["netvsp"] = load(config["netvsp"]["entry"])(self.node, config)
+            self.vsps["netvsp"] = load(config["netvsp"]["entry"])(self.node, config, self.wires)
 
     def _rehearse(self, config: Message) -> None:
         if not self._needed and config.get("storvsp", {}).get("disks"):
@@ -145,7 +184,10 @@ class ParentProcess(VspCarrier):
             self.node.ready(component)
 
     def handle(self, message: Message, fds: list[int]) -> None:
-        if message["t"] == "peer_died":
+        if message["t"] == "vm_added":
+            self._provider.vm_added(message["vm"], message["io_memory"])
+            self.vm_added(message)
+        elif message["t"] == "peer_died":
             self._provider.peer_died(message["name"], message["incarnation"], message["partition"])
         elif message["t"] == "partition":
             if self._begun:  # otherwise our configuration will say it

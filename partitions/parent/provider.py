@@ -63,6 +63,7 @@ class Provider:
         self._wiring = Wiring(vp)
         self._log = log
         self._ring = False
+        self._regions: dict[str, Sequence[Mapping[str, Any]]] = {}
         self._asking = Asking(self._place, lambda vsp: VspFace(self, vsp))
         self._vsps: dict[str, VspSide] = {}
         self._vsp_partitions: dict[int, str] = {}
@@ -82,9 +83,15 @@ class Provider:
     def share_memory(self, regions: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         """Channels are rings in the guests' I/O memory: ``regions`` by VM. Before anything is offered."""
         self._ring = True
+        self._regions = dict(regions)
         self._asking = load("partitions.parent.ring_asking:RingAsking")(
-            self._place, lambda vsp: VspFace(self, vsp), self._loop, self._wiring, regions, self._log
+            self._place, lambda vsp: VspFace(self, vsp), self._loop, self._wiring, self._regions, self._log
         )
+
+    def vm_added(self, vm: str, regions: Sequence[Mapping[str, Any]]) -> None:
+        """A VM came while this runs; :meth:`attach` follows. One that takes a former one's name may have other
+        memory."""
+        self._regions[vm] = regions
 
     def _place(self, name: str) -> tuple[VspSide, int] | None:
         vsp = self._vsps.get(name)

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from partitions.media import Disks
+from partitions.parent.driver_change import DriverChange
 from partitions.parent.storvsp import StorVspSession
 from partitions.parent.vsp import Device, Vsp
 from vmbus_emu.channel import Channel
 from vmbus_emu.node import Node
 from vmbus_emu.protocol import guids
+from vmbus_emu.task import Future, Task
 
 
 class StorageVsp(Vsp):
@@ -22,16 +24,54 @@ class StorageVsp(Vsp):
         self._disks = disks
         self._sessions: dict[int, StorVspSession] = {}
         self._media: dict[int, str] = {}
+        self._changing: dict[str, DriverChange] = {}       # by controller
         for disk in config["storvsp"]["disks"]:
             device = self.add(disk["vm"], disk["device"], disk["instance"])
             self._media[device.key] = disk["medium"]
 
+    def add_vm(self, arrival: Mapping[str, Any]) -> None:
+        """A VM came while this runs. The drivers of its disks are there."""
+        for disk in arrival["disks"]:
+            device = self.add_now(disk["vm"], disk["device"], disk["instance"])
+            self._media[device.key] = disk["medium"]
+
+    def take_out(self, device: Device) -> Callable[[], Any]:
+        let_go = self._disks.take_out(self._media.pop(device.key))
+        return lambda: (self._sessions.pop(device.key, None), let_go())
+
     def open_session(self, device: Device, channel: Channel) -> None:
-        driver = self._disks.drivers[self._media[device.key]]
-        self._sessions[device.key] = StorVspSession(channel, driver, on_good=self.good)
+        medium = self._media[device.key]
+        session = StorVspSession(channel, self._disks.drivers[medium], on_good=self.good)
+        self._sessions[device.key] = session
+        if self._disks.controllers[medium] in self._changing:
+            session.hold()
 
     def close_session(self, device: Device, closed: Callable[[], Any]) -> None:
         self._sessions[device.key].close().then(lambda future: closed())
+
+    def changes(self, device: str) -> bool:
+        """Whether ``device`` is a controller of this component's."""
+        return device in self._disks.store.devices
+
+    def change_driver(self, device: str, described: Mapping[str, Any], changed: Callable[[float, str], Any]) -> None:
+        """Give a controller another driver. ``changed(ms, why)``: requests were held so long; it failed if there is a
+        reason."""
+        if device in self._changing:
+            changed(0.0, f"hw.{device}: its driver is being changed already")
+            return
+        change = self._changing[device] = DriverChange(self._loop, self._disks, device, lambda: self._on(device))
+
+        def ended(future: Future[tuple[float, str]]) -> None:
+            del self._changing[device]
+            changed(*future.result())
+
+        Task(self._loop, change.run(described)).then(ended)
+
+    def _on(self, controller: str) -> list[tuple[str, StorVspSession]]:
+        return [
+            (self._media[key], session) for key, session in self._sessions.items()
+            if key in self._media and self._disks.controllers[self._media[key]] == controller
+        ]
 
     def drivers(self) -> Mapping[str, Any]:
         """By medium."""

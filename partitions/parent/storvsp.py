@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from partitions.parent import scsi_target
+from partitions.parent.held_disk import HeldDisk
 from partitions.parent.request_chain import RequestChain, Step
 from partitions.parent.scsi_target import Outcome
 from vmbus_emu.channel import Channel
@@ -106,6 +107,7 @@ class StorVspSession:
         self._channel = channel
         self._in_place = channel.shares_memory
         self._disk = disk
+        self._holding: HeldDisk | None = None
         self._clock = clock
         self._state = State.BEGIN
         self._closed = False
@@ -146,6 +148,23 @@ class StorVspSession:
             if not self._outstanding:
                 self._drained.resolve(None)
         return self._drained
+
+    def hold(self) -> None:
+        """The driver is about to be replaced: hand it nothing more, until :meth:`resume`."""
+        if self._holding is None:
+            self._disk = self._holding = HeldDisk(self._info)
+
+    @property
+    def with_driver(self) -> int:
+        """Of a session that holds: commands that the driver has not ended."""
+        return self._outstanding - len(self._holding.held if self._holding is not None else ())
+
+    def resume(self, disk: BlockDevice) -> None:
+        """Go on with ``disk``, which has the same ``info``; what was held comes first."""
+        self._disk = disk
+        holding, self._holding = self._holding, None
+        if holding is not None:
+            holding.release(disk)
 
     def stats(self) -> StorVspStats:
         return StorVspStats(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -33,6 +34,8 @@ class Device:
     pid: int = 0
     #: The guest broke the protocol: it has lost the device.
     revoked: bool = False
+    #: Its VM is no more. What the provider still asks about it is answered.
+    removed: bool = False
     #: What follows when nothing of a channel that is closed is in use any more. Until then nobody gets the device.
     ending: Callable[[], Any] | None = None
 
@@ -49,6 +52,7 @@ class Vsp:
 
     def __init__(self, node: Node, config: dict[str, Any]) -> None:
         self._node = node
+        self._loop = node.loop
         self._names: str = config[self.NAME]["channels"]    # how those of its channels begin
         self._channels: Channels
         if config["transport"] == "ring":
@@ -56,6 +60,7 @@ class Vsp:
         else:
             self._channels = ZmqChannels(node, config["channels"])
         self._devices: dict[int, Device] = {}
+        self._last_key = 0
         self._protocol_errors = 0
         self._was_good = False
         self._provider: ProviderSide | None = None
@@ -71,6 +76,11 @@ class Vsp:
         """Stop serving; call ``closed`` when nothing of the session is in use any more."""
         raise NotImplementedError
 
+    def take_out(self, device: Device) -> Callable[[], Any]:
+        """The VM of ``device`` is no more: forget it, for another one may come that has its name. What is returned lets
+        go of what is behind it, and is called when nothing of a session is in use."""
+        raise NotImplementedError
+
     def good(self) -> None:
         """This process has done what it is for: whoever counts its deaths may begin anew. Once is enough."""
         if not self._was_good:
@@ -81,7 +91,8 @@ class Vsp:
 
     def add(self, vm: str, name: str, instance: bytes) -> Device:
         """A device to offer. Its key is its number."""
-        key = len(self._devices) + 1
+        self._last_key += 1
+        key = self._last_key
         endpoint = f"{self._names}{key}"
         device = self._devices[key] = Device(key, vm, name, instance, endpoint)
         return device
@@ -93,7 +104,7 @@ class Vsp:
             self._offer(device)
 
     def _offer(self, device: Device) -> None:
-        if self._provider is not None and device.ending is None:
+        if self._provider is not None and device.ending is None and not device.removed:
             device.revoked = False
             self._provider.offer(
                 device.key, device.vm, self.INTERFACE.bytes_le, device.instance, device.endpoint.encode()
@@ -102,7 +113,7 @@ class Vsp:
     def provider_gone(self) -> None:
         """The provider died, and with it all that the guests had opened and lent. :meth:`offer_all` begins again."""
         self._provider = None
-        for device in self._devices.values():
+        for device in [device for device in self._devices.values() if not device.removed]:
             if device.ending is not None:
                 device.ending = lambda device=device: self._begin_again(device)
             elif device.channel is not None:
@@ -114,6 +125,37 @@ class Vsp:
     def _begin_again(self, device: Device) -> None:
         self._take_all_back(device)
         self._offer(device)
+
+    # -- VMs come and go at run time ------------------------------------------------------------------
+
+    def has(self, vm: str) -> bool:
+        """Whether it serves devices of that VM."""
+        return any(device.vm == vm and not device.removed for device in self._devices.values())
+
+    def add_now(self, vm: str, name: str, instance: bytes) -> Device:
+        """Like :meth:`add`, while it serves others. What is behind the device is there; it is offered at once."""
+        device = self.add(vm, name, instance)
+        self._loop.call_soon(self._offer, device)
+        return device
+
+    def remove_vm(self, vm: str) -> None:
+        """That VM is no more, and its process has ended: take its devices back, and let go of what is behind them."""
+        for device in [device for device in self._devices.values() if device.vm == vm and not device.removed]:
+            device.removed = device.revoked = True
+            let_go = partial(self._let_go, device, self.take_out(device))
+            if self._provider is not None:
+                self._provider.revoke(device.key, "its VM was removed")
+            if device.channel is not None:
+                device.channel.close()
+                self._end(device, let_go)
+            elif device.ending is not None:
+                device.ending = partial(_both, device.ending, let_go)
+            else:
+                let_go()
+
+    def _let_go(self, device: Device, behind: Callable[[], Any]) -> None:
+        self._take_all_back(device)
+        behind()
 
     # -- what the provider asks -----------------------------------------------------------------------
 
@@ -190,7 +232,7 @@ class Vsp:
         The rescind alone would let the guest wait for the next offer, which it does not get.
         """
         device = self._devices[key]
-        if device.revoked:
+        if device.revoked and not device.removed:
             message = {"t": "lost", "component": self.NAME, "vm": device.vm, "device": device.name, "pid": device.pid}
             self._node.lifeline.send(message)
 
@@ -232,3 +274,8 @@ class Vsp:
         for gpadl in device.gpadls:
             self._channels.take_back(device.key, gpadl)
         device.gpadls.clear()
+
+
+def _both(first: Callable[[], Any], second: Callable[[], Any]) -> None:
+    first()
+    second()

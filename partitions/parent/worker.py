@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from partitions.cable import CablePort
+from partitions.driver_store import DriverStore
 from partitions.media import Disks
 from partitions.parent.chipset import Chipset
 from partitions.parent.guest_memory import GuestMemory
@@ -34,7 +35,7 @@ class Worker:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._vp = VirtualProcessor(node.loop, node.context)
-        self._disks = Disks()
+        self._disks = Disks(node.log)
         self._cables: dict[str, CablePort] = {}
         self._memory = GuestMemory(0, memoryview(b""))
         self._chipset: Chipset | None = None
@@ -49,6 +50,7 @@ class Worker:
         self._vp.recoverable = config["hypervisor_recovers"]
         own = config["worker"]
         self._partition, self._index, self._region = own["partition"], own["index"], own["memory"]
+        self._disks.store = DriverStore(own["controllers"])
         self._disks.build(own["disks"], lambda medium: self._node.loop)
         self._cables = {
             nic["device"]: CablePort(self._node.loop, PortInfo(nic["mac"])) for nic in own["nics"]

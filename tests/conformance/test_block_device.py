@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from drivers import ahci, piix
 from drivers.disk import FileDisk, NullDisk
 from drivers.workers import IoWorkers
 from partitions.child.storvsc import StorVsc
@@ -68,6 +69,9 @@ class Rig:
     def _make_driver(self, medium: str, info: BlockInfo) -> BlockDevice:
         if medium == "null":
             return NullDisk(info)
+        if medium in CONTROLLERS:
+            behind = self._make_driver("file", info)
+            return CONTROLLERS[medium](behind)
         if medium == "ram":
             self.fd = os.memfd_create("conformance", os.MFD_CLOEXEC)
         else:
@@ -174,8 +178,14 @@ TRANSPORTS: dict[str, Callable[[Rig], tuple[Channel, Channel]]] = {
     "ring": rings,
 }
 EMULATED = ("ide-dma", "ide-string")
+#: A file behind the driver of a physical controller.
+CONTROLLERS: dict[str, Callable[[BlockDevice], BlockDevice]] = {
+    "ahci": lambda disk: ahci.attach("8086:2922", disk),
+    "piix": lambda disk: piix.attach("8086:7010", disk),
+}
 WAYS = ("call", *TRANSPORTS, *EMULATED)
 DATA_VARIANTS = [f"{transport}/{medium}" for transport in WAYS for medium in ("ram", "file")]
+DATA_VARIANTS += [f"{transport}/{medium}" for transport in ("call", "zmq") for medium in CONTROLLERS]
 ALL_VARIANTS = [*DATA_VARIANTS, *(f"{transport}/null" for transport in WAYS)]
 CHANNEL_VARIANTS = [f"{transport}/{medium}" for transport in TRANSPORTS for medium in ("ram", "file")]
 #: Behind something that has a line of its own, in which requests keep their order.

@@ -60,6 +60,11 @@ def test_dns_answers_for_the_vms_and_comes_and_goes_without_any_vm_noticing(lab:
     row = lab.rows(machine)["dns"]
     assert (row["role"], row["host"], row["state"], row["counters"]["answered"]) == ("role", "dns", "ready", 6)
 
+    machine.add_vm("vm3")
+    assert [rrset.to_text() for rrset in ask(port, "vm3.m.vm").answer] == ["vm3.m.vm. 5 IN A 10.0.0.3"]
+    machine.remove_vm("vm3")
+    assert ask(port, "vm3.m.vm").rcode() == dns.rcode.NXDOMAIN
+
     run = machine.kill("dns")                          # under load; waits for the next incarnation
     assert run["kills"][0]["missing"] == []
     again = machine.roles()[0]

@@ -223,7 +223,7 @@ class Clock:
         monkeypatch.setattr(beats, "thread", lambda pid, number: self._first_thread(number))
         monkeypatch.setattr(beats, "is_stopped", lambda pid: self._first_thread(pid).state == "T")
         events = Events(lambda client, message: self.told.append(message))
-        events.watch(b"client", 1, False)
+        events.watch(b"client", 1, {})
         given: Any = supervisor
         loop: Any = self
         self.beats = Beats(loop, given, events, bound_s, lambda name: ROLES.get(name, "storvsp"), self.said.append)

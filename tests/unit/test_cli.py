@@ -80,6 +80,7 @@ class FakeMachine:
     def __init__(self, topology: Topology | None = None) -> None:
         self.topology = topology
         self.name = "default"
+        self.warnings: list[str] = []
 
     @classmethod
     def attach(cls, name: str) -> FakeMachine:

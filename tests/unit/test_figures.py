@@ -202,18 +202,18 @@ def test_a_guest_cannot_speak_in_another_ones_session(desk: Desk) -> None:
 
 
 def test_a_client_cannot_speak_in_another_ones_session_and_only_with_known_fields(desk: Desk) -> None:
-    desk.consoles.from_client(b"bob", {"verb": "cancel", "session": 1})
-    desk.consoles.from_client(b"alice", {"verb": "cancel", "session": 2})
+    desk.consoles.from_client(b"bob", 1, {"verb": "cancel", "session": 1})
+    desk.consoles.from_client(b"alice", 1, {"verb": "cancel", "session": 2})
     assert sent(desk.vm1) == []
     more = {"t": "stop", "vm": "vm2"}
-    desk.consoles.from_client(b"alice", {"verb": "stdin", "session": 1, "data": b"x", "end": True, **more})
+    desk.consoles.from_client(b"alice", 1, {"verb": "stdin", "session": 1, "data": b"x", "end": True, **more})
     assert sent(desk.vm1) == [{"t": "stdin", "session": 1, "data": b"x", "end": True}]
 
 
 def test_output_beyond_its_credit_ends_the_session(desk: Desk) -> None:
     for _ in range(WINDOW):
         assert desk.consoles.from_guest(desk.vm1, out())
-    desk.consoles.from_client(b"alice", {"verb": "credit", "session": 1, "chunks": 2})
+    desk.consoles.from_client(b"alice", 1, {"verb": "credit", "session": 1, "chunks": 2})
     sent(desk.vm1).clear()
     assert [desk.consoles.from_guest(desk.vm1, out()) for _ in range(4)] == [True, True, False, False]
     assert desk.replies[-1][1]["status"] == 1
@@ -224,7 +224,7 @@ def test_output_beyond_its_credit_ends_the_session(desk: Desk) -> None:
 def test_a_guest_asks_for_no_more_input_than_it_got(desk: Desk) -> None:
     need = {"t": "need", "session": 1, "chunks": 1}
     assert not desk.consoles.from_guest(desk.vm1, need)
-    desk.consoles.from_client(b"alice", {"verb": "stdin", "session": 1, "data": b"x"})
+    desk.consoles.from_client(b"alice", 1, {"verb": "stdin", "session": 1, "data": b"x"})
     assert [desk.consoles.from_guest(desk.vm1, need | {"chunks": n}) for n in (-1, 0, 2, 1, 1)] == [
         False, False, False, True, False]
 

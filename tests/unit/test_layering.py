@@ -22,7 +22,7 @@ DATA_PLANE = tuple(
     f"vmbus_emu.{name}"
     for name in (
         "device", "channel", "loop", "task", "zmqport", "protocol", "vmbus",
-        "memory", "ring", "ring_channel", "guest_ring", "host_ring", "polling", "witness",
+        "hardware", "memory", "ring", "ring_channel", "guest_ring", "host_ring", "polling", "witness",
     )
 )
 

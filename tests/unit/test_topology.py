@@ -240,7 +240,13 @@ ONE_FAULT = {
     "[role.dns]\nlimit = 1": ("role.dns.limit", 'did you mean "cpu_limit"?'),
     'arch = "monolithic"\n[role.dns]': ("role.dns", "a monolithic hypervisor takes no roles"),
     '[[vm]]\nname = "dns"': ("vm[0].name", "is the name of a component"),
-    '[hardware.nic0]\nmodel = "8086:100e"': ("hardware.nic0", "hardware models are not available in this version"),
+    '[hardware.nic0]\nmodel = "8086"': ("hardware.nic0.model", 'is "8086"; give a model'),
+    "[hardware.nic0]": ("hardware.nic0.model", "is missing"),
+    '[hardware.gpu0]\nmodel = "8086:100e"': ("hardware.gpu0", "is no device"),
+    '[hardware.storage0]\nmodel = "8086:2922"\ncable = "a.nic0"': ("hardware.storage0.cable", "unknown key"),
+    '[hardware.nic0]\nmodel = "8086:100e"\ncable = "b"': ("hardware.nic0.cable", 'like "other.nic0"'),
+    '[hardware.nic0]\nmodel = "8086:100e"\ncable = "default.nic1"': ("hardware.nic0.cable", "leads back"),
+    '[hardware.nic0]\nmodel = "8086:100e"\nswitch = "s9"': ("hardware.nic0.switch", '"s9"'),
 }
 
 

@@ -20,9 +20,9 @@ _PIECE = 1 << 20
 _DATABASE, _JOURNAL = "database", "journal"
 
 
-@click.group(short_help="Look into disk images.")
+@click.group(short_help="Look into disk images; build what a monolith boots from.")
 def image() -> None:
-    """Take things out of the image of a disk, while no machine uses it.
+    """Take things out of the image of a disk, while no machine uses it; build and install what a monolith boots from.
 
     \b
     Example:

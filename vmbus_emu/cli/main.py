@@ -22,10 +22,12 @@ from vmbus_emu.cli.completion import COMPLETE_VARIABLE, completion
 from vmbus_emu.cli.demo import demo
 from vmbus_emu.cli.down import down
 from vmbus_emu.cli.drain import drain
+from vmbus_emu.cli.driver import driver
 from vmbus_emu.cli.errors import INTERRUPTED, PROGRAM, explain
 from vmbus_emu.cli.exec import exec_
 from vmbus_emu.cli.fault import fault
 from vmbus_emu.cli.image import image
+from vmbus_emu.cli.image_build import build, install
 from vmbus_emu.cli.kill import kill
 from vmbus_emu.cli.logs import logs
 from vmbus_emu.cli.ls import ls
@@ -37,12 +39,13 @@ from vmbus_emu.cli.services import services
 from vmbus_emu.cli.shell import shell
 from vmbus_emu.cli.start import start
 from vmbus_emu.cli.up import up
+from vmbus_emu.cli.vm import vm
 from vmbus_emu.cli.watch import watch
 
 #: In the order of ``--help``: the order in which one meets them.
 VERBS: tuple[click.Command, ...] = (
-    up, ps, exec_, shell, pingall, kill, fault, start, services, drain, watch, chaos, check, demo, audit, bench, image,
-    role, logs, ls, plan, down, completion,
+    up, ps, exec_, shell, pingall, kill, fault, start, vm, services, driver, drain, watch, chaos, check, demo, audit,
+    bench, image, role, logs, ls, plan, down, completion,
 )  # fmt: skip
 
 
@@ -92,6 +95,8 @@ def cli() -> None:
 
 for _verb in VERBS:
     cli.add_command(_verb)
+for _verb in (build, install):  # of the monolith's images; the group has what is done with images of disks
+    image.add_command(_verb)
 
 
 def main() -> None:

@@ -122,6 +122,7 @@ _TOPOLOGY_OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  help="Image file for a VM (without VM=: the first), in place of the disks it has. Repeatable."),
     click.option("--no-services", "no_services", multiple=True, metavar="VM",
                  help="A VM without integration services: its devices are emulated. Repeatable."),
+    click.option("--image", metavar="FILE", type=click.Path(), help="What a monolith boots from (image build)."),
     click.option("--policy", "policies", multiple=True, metavar="ROLE=POLICY",
                  help="What a role's death leads to. Repeatable.", shell_complete=_complete_policies),
 )
@@ -144,6 +145,7 @@ def topology(
     vms: str | None,
     disks: tuple[str, ...],
     policies: tuple[str, ...],
+    image: str | None,
     limits: bool,
     no_services: tuple[str, ...] = (),
 ) -> Topology:
@@ -154,6 +156,6 @@ def topology(
     from vmbus_emu.topology import Overrides, build
 
     overrides = Overrides(
-        name, arch, transport, vms, tuple(disks), tuple(policies), poll, hang_after, tuple(no_services)
+        name, arch, transport, vms, tuple(disks), tuple(policies), poll, hang_after, tuple(no_services), image
     )
     return build(file, overrides, limits)

@@ -37,6 +37,8 @@ def up(as_json: bool, **options: Any) -> None:
     try:
         with progress_line() as progress:
             machine.up(progress=progress)  # cleans up after itself if it does not return
+        for line in machine.warnings:
+            click.echo(f"warning: {line}", err=True)
         try:
             report = machine.ps(window=0)
         except KeyboardInterrupt:

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def drain(
-    door: Door, grace_s: float, boot_s: float, progress: Callable[[Mapping[str, Any]], Any]
+    door: Door, grace_s: float, boot_s: float, progress: Callable[[Mapping[str, Any]], Any], **more: Any
 ) -> dict[str, Any]:
-    """Ask for a drain, and wait: for each step at most the grace time and ``boot_s`` seconds. Raises
+    """Ask for a drain, and wait: for each step at most the grace time and ``boot_s`` seconds. ``more``: what is to be
+    booted. Raises
     :class:`~vmbus_emu.client.errors.MachineError`."""
-    number = door.send("drain", grace_s=grace_s)
+    number = door.send("drain", grace_s=grace_s, **more)
     longest = grace_s + boot_s
     deadline = time.monotonic() + longest
     while (reply := door.receive(deadline)) is not None:

@@ -24,8 +24,9 @@ from vmbus_emu.client.command import Command, ExecResult
 from vmbus_emu.client.errors import DEADLINE_S, MachineError, NotRunning
 from vmbus_emu.client.pingall import Pingall
 from vmbus_emu.client.starter import start, wait_for_end
+from vmbus_emu.placement import unsupported
 from vmbus_emu.runfolder import RunFolder, RunFolderError
-from vmbus_emu.topology.data import Topology
+from vmbus_emu.topology.data import Topology, vm_to_dict
 
 if TYPE_CHECKING:
     from vmbus_emu.client.door import Door
@@ -59,6 +60,8 @@ class Machine:
         self._environment = environment
         self._door: Door | None = None
         self._pid: int | None = None
+        #: Set by :meth:`up`: lines about drivers that do not work, and hardware without one.
+        self.warnings: list[str] = []
 
     @classmethod
     def attach(cls, name: str = "default") -> Machine:
@@ -68,6 +71,7 @@ class Machine:
         machine._environment = None
         machine.name = name
         machine._pid = None
+        machine.warnings = []
         machine._door = _open_door(name)
         return machine
 
@@ -88,8 +92,17 @@ class Machine:
         """Power on; returns when every component is ready. Raises :class:`MachineError`; then nothing is left."""
         if self.topology is None:
             raise MachineError(f'"{self.name}" is running already')
-        self._pid = start(_folder(self.name), self.topology, progress or (lambda event: None), self._environment)
+        topology, self.warnings = self._with_drivers(self.topology)
+        self._pid = start(_folder(self.name), topology, progress or (lambda event: None), self._environment)
         self._door = _open_door(self.name)
+
+    @staticmethod
+    def _with_drivers(topology: Topology) -> tuple[Topology, list[str]]:
+        if topology.image is None and not unsupported(topology):
+            return topology, []
+        from vmbus_emu.client import drivers
+
+        return drivers.with_drivers(topology)
 
     def down(self, progress: Progress | None = None, timeout: float = DEADLINE_S) -> None:
         """Power off; returns when every process is gone. Raises :class:`NotRunning`, or :class:`MachineError`.
@@ -233,6 +246,67 @@ class Machine:
         return {
             "vm": vm, "integration_services": install, "pid": reply.get("pid"), "incarnation": reply.get("incarnation"),
         }  # fmt: skip
+
+    def add_vm(
+        self, name: str, files: Sequence[str] = (), timeout: float = START_S, **document: Any
+    ) -> dict[str, Any]:
+        """Add a VM while the others run: ``document`` is what a topology's ``[[vm]]`` may say (``memory``, ``disk``,
+        ``nic`` …), ``files`` image files for its disks. Returns when it is ready, with ``vm``, ``pid``, ``incarnation``
+        and ``address``; a VM that does not start is taken away again.
+
+        Raises :class:`~vmbus_emu.topology.TopologyErrors` or :class:`MachineError`.
+        """
+        there = Topology.from_dict(self._connected().ask("info")["info"]["topology"])
+        vm = topology.newcomer(there, {"name": name, **document}, files)
+        reply = self._connected().ask("vm", timeout, what="add", spec=vm_to_dict(vm))
+        return {key: reply.get(key) for key in ("vm", "pid", "incarnation", "address")}
+
+    def stop_vm(self, vm: str, timeout: float = START_S) -> None:
+        """Cut a VM's power: its partition and its process end. It stays off until :meth:`start`. Raises
+        :class:`MachineError`."""
+        self._connected().ask("vm", timeout, what="stop", vm=vm)
+
+    def remove_vm(self, vm: str, timeout: float = START_S) -> None:
+        """Take a VM away for good, running or not: its partition, its process, its devices. An image file stays, a RAM
+        disk is gone. Raises :class:`MachineError`."""
+        self._connected().ask("vm", timeout, what="remove", vm=vm)
+
+    def drivers(self) -> list[dict[str, Any]]:
+        """Every physical device: ``device``, ``model``, ``driver`` and ``version`` (``None``: none, or not known
+        before it is loaded), ``users`` and ``cable``. Raises :class:`MachineError`."""
+        return list(self._connected().ask("driver", what="list")["devices"])
+
+    def add_driver(self, source: str) -> list[dict[str, Any]]:
+        """Try the drivers of ``source``, a folder of a package or an installed one, in a process of their own; then
+        load those that fit this machine, while its VMs run. For each device: ``device``, ``driver``, ``version``,
+        ``was``, ``held_ms`` (so long did requests wait) and ``error`` (``None``: it is driven by the new one).
+
+        Raises :class:`MachineError`; then nothing has changed.
+        """
+        from vmbus_emu.client import drivers
+
+        models = {device["model"] for device in self.drivers()}
+        results: list[dict[str, Any]] = []
+        for found in drivers.try_out(source, sorted(models)):
+            results += self._connected().ask("driver", START_S, what="add", driver=found)["bound"]
+        return results
+
+    def install_image(
+        self, path: str, grace_s: float = 10.0, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Have a monolith boot from another image: its VMs shut down in turn, and it reboots. What :meth:`drain`
+        returns, and ``down_ms``: from when the first VM was off until all were up again. Raises
+        :class:`MachineError`; if the image has no driver for a device, nothing has happened."""
+        from vmbus_emu.client import drain, drivers
+
+        there = Topology.from_dict(self._connected().ask("info")["info"]["topology"])
+        chosen = drivers.of_image(there, path)
+        report = drain.drain(
+            self._connected(), grace_s, START_S, progress or (lambda step: None), image=os.path.abspath(path),
+            drivers=chosen,
+        )
+        ended = sum(vm["ms"] for vm in report["vms"][1:])
+        return {**report, "down_ms": round(ended + report["reboot_ms"], 3)}
 
     def drain(self, grace_s: float = 10.0, progress: Progress | None = None) -> dict[str, Any]:
         """Have every VM shut down in turn, with a flush of its disks, and the machine reboot; returns when it is up.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -43,6 +43,14 @@ class Descriptors:
             if gpa in files:
                 os.close(files[gpa])
             files[gpa] = file
+
+    def keep(self, partitions: Container[int]) -> None:
+        """Let go of what is of none of ``partitions``."""
+        for partition in [one for one in self._memory if one not in partitions]:
+            for file in self._memory.pop(partition).values():
+                os.close(file)
+        for vp in [one for one in self._sockets if one[0] not in partitions]:
+            self._sockets.pop(vp).close()
 
     def hand_out(self, grant: Grant) -> None:
         """Send the grantee a descriptor of the owner's region, which allows what the grant does."""

@@ -67,6 +67,7 @@ class HypervisorProcess:
         self._undelivered: dict[Vp, deque[bytes]] = {}  # until the VP speaks
         self._outgoing: dict[Vp, list[bytes]] = {}   # what leaves when all that came together has been done
         self._descriptors = Descriptors()
+        self._partitions = 0
         self._strangers = 0
         self._unreachable = 0
         self._pack = msgpack.Packer(autoreset=True).pack
@@ -242,6 +243,9 @@ class HypervisorProcess:
             waiting.append(packed)
 
     def _flush(self) -> None:
+        if len(self._state.partitions) != self._partitions:  # of one that was deleted nobody asks any more
+            self._partitions = len(self._state.partitions)
+            self._descriptors.keep(self._state.partitions)
         outgoing, self._outgoing = self._outgoing, {}
         for vp, envelopes in outgoing.items():
             left = self._deliver(vp, envelopes)

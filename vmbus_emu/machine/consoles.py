@@ -51,7 +51,7 @@ class Consoles:
         self._reply(client, {"id": request, "session": number})
         process.line.send({"t": "exec", "session": number, "vm": vm, "argv": argv})
 
-    def from_client(self, client: bytes, message: Message) -> None:
+    def from_client(self, client: bytes, request: int, message: Message) -> None:
         """``stdin``, ``credit`` or ``cancel`` for a session of this client; anything else is ignored."""
         number = message.get("session", 0)
         session = self._sessions.get(number)

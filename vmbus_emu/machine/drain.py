@@ -27,6 +27,7 @@ from vmbus_emu.machine.events import Events
 from vmbus_emu.machine.intake import Refused
 from vmbus_emu.machine.recovery import Recovery
 from vmbus_emu.machine.supervisor import Process, Supervisor
+from vmbus_emu.topology.data import WORKER_SUFFIX
 
 #: Each VM's time to shut down, in seconds, unless the request says another.
 DEFAULT_GRACE_S = 10.0
@@ -77,6 +78,10 @@ class Drain:
         #: VMs that have shut down since the machine booted.
         self.off: set[str] = set()
 
+    def is_off(self, component: str) -> bool:
+        """Whether that is a VM that is off, or its worker."""
+        return component.removesuffix(WORKER_SUFFIX) in self.off
+
     @property
     def active(self) -> bool:
         """Whether one is under way."""
@@ -88,12 +93,7 @@ class Drain:
         Replies: ``{"step": "draining", "vms", "grace_s", "degraded_s"}``, then for each VM ``{"step": "vm", "vm",
         "how", "ms", "unflushed"}``, ``{"step": "rebooting"}``, and at last ``{"drained": {...}}`` or an error.
         """
-        if self._draining is not None:
-            raise Refused("a drain is under way already", "vmbus-emu watch shows its steps")
-        if not self._booted or self._recovery.rebooting:
-            raise Refused("the machine is booting, there is nothing to drain yet", "try again in a moment")
-        if self._recovery.power.off:
-            raise Refused("the machine has halted, as its policy says", "vmbus-emu down, then up starts it again")
+        self.must_be_possible()
         now = time.monotonic_ns()
         degraded_s = (now - self._degraded_ns) / 1e9 if self._degraded_ns else None
         draining = self._draining = _Draining(client, number, grace_s, list(self._hosts), degraded_s)
@@ -101,6 +101,15 @@ class Drain:
         self._events.emit("draining", now, **told)
         self._tell(draining, {"step": "draining", **told})
         self._next(draining)
+
+    def must_be_possible(self) -> None:
+        """Raises :class:`Refused` if a drain cannot begin now."""
+        if self._draining is not None:
+            raise Refused("a drain is under way already", "vmbus-emu watch shows its steps")
+        if not self._booted or self._recovery.rebooting:
+            raise Refused("the machine is booting, there is nothing to drain yet", "try again in a moment")
+        if self._recovery.power.off:
+            raise Refused("the machine has halted, as its policy says", "vmbus-emu down, then up starts it again")
 
     def _tell(self, draining: _Draining, message: Message) -> None:
         self._reply(draining.client, {"id": draining.number, **message})

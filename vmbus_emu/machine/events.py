@@ -19,6 +19,10 @@ given up     ``component``, ``device``: nothing will bring it back
 fault        ``component``, ``fault``: a driver has a lasting fault
 faults       ``component`` (``None``: all), ``fault`` (if it is only that one): lasting faults were taken away
 cleared
+added        ``component``: a VM that the topology did not have; then ``starting`` and ``ready``
+stopped      ``component``: a VM's power was cut by order, and it stays off
+removed      ``component``: that VM is no more
+driver       ``component`` (a physical device), ``driver``, ``error`` (``None``: it drives the device now)
 draining     ``vms``, ``grace_s``, ``degraded_s``: the VMs are to shut down
 drained      ``component`` (a VM), ``how``, ``ms``, ``unflushed`` (:mod:`vmbus_emu.machine.drain`)
 rebooting    ``reason``; then ``up`` when it is
@@ -56,12 +60,12 @@ class Events:
         for client, request in self._watchers.items():
             self._reply(client, {"id": request, "event": message})
 
-    def watch(self, client: bytes, request: int, past: bool) -> None:
+    def watch(self, client: bytes, number: int, request: Message) -> None:
         """``client`` wants every event from now on; with ``past``, those that are kept first."""
-        self._watchers[client] = request
-        self._reply(client, {"id": request, "watching": self._count})
-        for message in list(self._kept) if past else ():
-            self._reply(client, {"id": request, "event": message})
+        self._watchers[client] = number
+        self._reply(client, {"id": number, "watching": self._count})
+        for message in list(self._kept) if request.get("past", False) else ():
+            self._reply(client, {"id": number, "event": message})
 
     def client_gone(self, client: bytes) -> None:
         self._watchers.pop(client, None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmbus_emu import placement
@@ -18,7 +18,7 @@ from vmbus_emu.lifeline import Message
 from vmbus_emu.machine.supervisor import Process, Supervisor
 from vmbus_emu.protocol.hypercall import PAGE
 from vmbus_emu.task import Future
-from vmbus_emu.topology.data import Topology
+from vmbus_emu.topology.data import Topology, VmSpec
 
 #: Two partitions map a region of I/O memory. Could one of them cut its file short, the other would die of SIGBUS at
 #: its next access: so the size is final, and nobody can add or take a seal.
@@ -42,17 +42,22 @@ class Identities:
     def __init__(self, topology: Topology, supervisor: Supervisor, recovers: bool) -> None:
         self.recovers = recovers
         self._supervisor = supervisor
-        self.use(topology)
+        self._vms: Mapping[str, VmSpec] = {}
         self._hypervisor: Process | None = None
         self._known: dict[int, Identity] = {}         # by pid
         #: By VM and by whom the region is for.
         self._memory: dict[tuple[str, str], int] = {}
         self._ledger = [os.memfd_create("ledger", os.MFD_CLOEXEC)] if recovers else []
+        self.use(topology)
 
     def use(self, topology: Topology) -> None:
-        """Whose memory there is from now on: emulated devices share some on either transport."""
+        """Whose memory there is from now on: emulated devices share some on either transport. That of a VM which is no
+        more is given back."""
         ring = topology.transport == "ring"
         self._vms = {vm.name: vm for vm in topology.vms if ring or not vm.integration_services}
+        names = {vm.name for vm in topology.vms}
+        for key in [key for key in self._memory if key[0] not in names]:
+            os.close(self._memory.pop(key))
 
     def start(self, hypervisor: Process, config: Message) -> None:
         """Start a hypervisor; a later incarnation is told who lives, and goes on."""
@@ -138,6 +143,8 @@ class Identities:
         """All processes have ended: what was kept for them is not needed any more."""
         for fd in (*self._ledger, *self._memory.values()):
             os.close(fd)
+        self._ledger = []
+        self._memory.clear()
 
 
 def _memory_file(name: str, size: int) -> int:

@@ -61,12 +61,16 @@ ROLES: Mapping[str, Mapping[str, Fields]] = {
         "bound": {"pid": _INT},
         "power_on": {"partition": _INT, "vp": _INT, "name": _STR},
         "power_off": {"pids": (list,)},
+        "partition_ended": {"name": _STR},     # from the monolith, where management is a call
     },
     **{
-        role: {"lost": {"component": _STR, "vm": _STR, "device": _STR, "pid": _INT}, "struck": _STRUCK}
+        role: {
+            "lost": {"component": _STR, "vm": _STR, "device": _STR, "pid": _INT}, "struck": _STRUCK,
+            "driver_bound": {"number": _INT, "device": _STR, "held_ms": (int, float), "why": _STR},
+        }
         for role in ("parent", "storvsp", "netvsp")
     },
-    "management": {"struck": _STRUCK},
+    "management": {"struck": _STRUCK, "partition_ended": {"name": _STR}},
 }
 #: Roles that may report that somebody else's component did not start.
 SPOKESMEN = frozenset(("management",))
@@ -82,8 +86,10 @@ REQUESTS: Mapping[str, Fields] = {
     "fault": {"component": _STR, "faults": (list,), "seconds": (int, float), "seed": _INT, "clear": _BOOL},
     "start": {"vm": _STR},
     "role": {"action": _STR, "role": _STR, "cpu_limit": (int, float), "port": _INT},
-    "drain": {"grace_s": (int, float)},
+    "drain": {"grace_s": (int, float), "image": _STR, "drivers": (dict,)},
     "services": {"vm": _STR, "install": _BOOL},
+    "vm": {"what": _STR, "vm": _STR, "spec": (dict,)},
+    "driver": {"what": _STR, "driver": (dict,)},
     "exec": {"vm": _STR, "argv": (list,)},
     "stdin": {"session": _INT, "data": _BYTES, "end": _BOOL},
     "credit": {"session": _INT, "chunks": _INT},

@@ -57,7 +57,7 @@ class Listing:
         process = self._supervisor.processes.get(spec.name)
         row = process_row(name, role, spec.name, process, self._recovery.power.ready[name].done, stats, now)
         self._beats.show(row, process, spec.name in self._figures.hung)
-        if name in self._drain.off:
+        if self._drain.is_off(name):
             row["state"] = "halted"
         elif name in self._fallen:
             row["state"] = "dead"

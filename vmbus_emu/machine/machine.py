@@ -10,8 +10,7 @@ Longer than most: every message of a process, every death and every request come
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vmbus_emu import placement
@@ -19,10 +18,12 @@ from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine import intake
 from vmbus_emu.machine.beats import Beats
-from vmbus_emu.machine.consoles import VM_DIED, Consoles
+from vmbus_emu.machine.bindings import Bindings
+from vmbus_emu.machine.comings import Comings
+from vmbus_emu.machine.consoles import Consoles
 from vmbus_emu.machine.conversations import Conversations
 from vmbus_emu.machine.crashes import HOST_ROLES, Crashes, last_words
-from vmbus_emu.machine.drain import Drain
+from vmbus_emu.machine.drain import DEFAULT_GRACE_S, Drain
 from vmbus_emu.machine.events import Events
 from vmbus_emu.machine.figures import Figures
 from vmbus_emu.machine.listing import Listing
@@ -31,10 +32,15 @@ from vmbus_emu.machine.orders import Orders
 from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.machine.power import BOOT_DEADLINE_S, ROOT_PROCESSES, BootFailed, Power
 from vmbus_emu.machine.recovery import Recovery, describe
+from vmbus_emu.machine.requests import Handler, Requests
 from vmbus_emu.machine.roles import Roles
+from vmbus_emu.machine.roster import Roster
 from vmbus_emu.machine.services import Services
+from vmbus_emu.machine.sessions import Sessions
 from vmbus_emu.machine.shutdown import Shutdown, phases
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
+from vmbus_emu.machine.telling import Telling
+from vmbus_emu.machine.wires import Plug
 from vmbus_emu.machine.workers import partner
 from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.task import DeadlinePassed, Future, Task, within
@@ -42,8 +48,6 @@ from vmbus_emu.topology.data import Topology
 
 #: Before the front door, or a zygote that never was ready, is started anew: it must not keep the machine busy forking.
 RESTART_DELAY_S = 0.05
-#: How long a process may take to tell which code it has loaded: some have to load what tells it.
-AUDIT_DEADLINE_S = 2.0
 #: Messages refused that are written to the log; the rest are only counted.
 LOGGED_REFUSALS = 20
 
@@ -51,24 +55,29 @@ LOGGED_REFUSALS = 20
 class Machine:
     """One machine, from power-on to power-off."""
 
-    def __init__(self, loop: Loop, topology: Topology, folder: RunFolder, media: dict[str, Medium]) -> None:
+    def __init__(
+        self, loop: Loop, topology: Topology, folder: RunFolder, media: dict[str, Medium], plugs: Mapping[str, Plug]
+    ) -> None:
         self.loop = loop
-        self.topology = topology
         self.folder = folder
         self.state = "starting"
-        self._specs = {spec.name: spec for spec in placement.processes(topology)}
-        self._hosts = {c.name: spec.name for spec in self._specs.values() for c in spec.components}
-        self._vms = {vm.name: vm for vm in topology.vms}
+        self._roster = Roster(topology, media, lambda changed: self._power.use(changed))
+        self._specs, self._hosts, self._vms = self._roster.specs, self._roster.hosts, self._roster.vms
         self._figures = Figures(loop)
         self._fallen: dict[str, str] = {}
         #: VM or worker -> why it was ended with the other one of the two.
         self._taken_along: dict[str, str] = {}
-        self._names = {spec.name: frozenset(c.name for c in spec.components) for spec in self._specs.values()}
+        #: Those of them whose other one had been ordered to end.
+        self._leaving: set[str] = set()
+        self._names = self._roster.names
         self._refused = 0
         self._front_restarts = 0
         self._shutdown: Shutdown | None = None
         self._media = media
-        self._conversations = Conversations(loop, self._to_front, self._request, self._client_gone)
+        self._plugs = plugs
+        self._conversations = Conversations(
+            loop, self._to_front, lambda client, request: self._requests.arrived(client, request), self._client_gone
+        )
         self._reply = self._conversations.reply
         self._events = Events(self._reply)
         self._consoles = Consoles(self._reply)
@@ -83,7 +92,7 @@ class Machine:
         )
         self._crashes = Crashes(loop, folder.path / "crashes", topology.name, self.supervisor)
         self._drain = Drain(
-            loop, {vm: self._hosts[vm] for vm in self._vms}, self._fallen,
+            loop, self._roster.vm_hosts, self._fallen,
             policy_of(topology, self._specs["hypervisor"]) == "degraded", self.supervisor, self._recovery,
             self._events, self._reply,
         )  # fmt: skip
@@ -93,25 +102,47 @@ class Machine:
         self._roles = Roles(
             loop, topology, self.supervisor, self._events, folder.groups_file, self.log, lambda: self._power.off
         )
+        self._comings = Comings(
+            loop, self._roster, self.supervisor, self._recovery, self._drain, self._events, self._reply,
+            self._vms_changed,
+        )  # fmt: skip
+        self._bindings = Bindings(
+            loop, self._roster, self.supervisor, self._recovery, self._events, self._reply
+        )
+        self._services = Services(loop, self._roster, self.supervisor, self._recovery, self._drain, self._reply)
         self._orders = Orders(
-            loop, topology, self._specs, self.supervisor, self._recovery, self._drain, self._events, self._reply,
-            self._roles,
+            loop, self._roster, self.supervisor, self._recovery, self._drain, self._events, self._reply, self._roles
         )
+        self._telling = Telling(
+            loop, self._roster, self.supervisor, self._figures, self._listing, self._roles, self._beats, self._reply,
+            lambda: self.state, lambda: {"front_restarts": self._front_restarts, "refused": self._refused},
+            self._carried,
+        )  # fmt: skip
+        self._sessions = Sessions(
+            self._roster, self.supervisor, self._recovery, self._drain, self._consoles, self._reply, self._fallen,
+            self._taken_along,
+        )  # fmt: skip
+        self._requests = Requests(self._reply, self._handlers(), self._settle_state)
 
-        self._services = Services(
-            loop, self.supervisor, self._specs, self._recovery, self._reply, self._use
-        )
+    def _handlers(self) -> dict[str, Handler]:
+        """Who carries out which verb."""
+        telling, orders, consoles = self._telling, self._orders, self._consoles
+        return {
+            "info": telling.info, "ps": telling.ps, "audit": telling.audit, "watch": self._events.watch,
+            "kill": orders.kill, "fault": orders.fault, "start": orders.start, "vm": self._comings.carry_out,
+            "services": self._services.begin, "role": self._role, "driver": self._bindings.carry_out,
+            "drain": self._begin_drain, "exec": self._sessions.begin, "stdin": consoles.from_client,
+            "credit": consoles.from_client, "cancel": consoles.from_client, "down": self._down,
+        }  # fmt: skip
 
-    def _use(self, topology: Topology) -> None:
-        """From now on this is a machine of ``topology``; those who were given our tables see the changes."""
-        self.topology = topology
-        self._specs.clear()
-        self._specs.update({spec.name: spec for spec in placement.processes(topology)})
-        self._vms.update({vm.name: vm for vm in topology.vms})
-        self._hosts.clear()
-        self._hosts.update({c.name: spec.name for spec in self._specs.values() for c in spec.components})
-        self._names = {spec.name: frozenset(c.name for c in spec.components) for spec in self._specs.values()}
-        self._power.use(topology)
+    @property
+    def topology(self) -> Topology:
+        """What the machine is, with the VMs it has now."""
+        return self._roster.topology
+
+    def info(self) -> Message:
+        """What is told of a machine that came up."""
+        return self._telling.described()
 
     @property
     def _power(self) -> Power:
@@ -119,6 +150,7 @@ class Machine:
 
     def _new_power(self) -> Power:
         power = Power(self.loop, self.topology, self.folder, self._media, self.supervisor, self._specs)
+        power.plugs = self._plugs
         power.on_start = lambda process, spare: self._recovery.starting(process, spare)
         return power
 
@@ -144,7 +176,9 @@ class Machine:
     def _reboot(self) -> Power:
         """Everything has ended: a fresh start, with the media as they are."""
         self._fallen.clear()
+        self._comings.all_ended()
         power = self._new_power()
+        self.loop.call_soon(self._comings.boots_again)
 
         def booted(future: Future[None]) -> None:
             try:
@@ -201,6 +235,10 @@ class Machine:
                 self._drain.said(message["component"], message["unflushed"])
             case "log":
                 self.supervisor.log(message["component"]).line(message["text"])
+            case "driver_bound":
+                self._refused += not self._bindings.bound(process, message)
+            case "partition_ended":
+                self._comings.partition_ended(message["name"])
             case "not_started":
                 self._not_started(message["component"], message["why"])
             case "stats":
@@ -252,6 +290,8 @@ class Machine:
     def _became_ready(self, component: str) -> None:
         self._power.became_ready(component)
         self._taken_along.pop(component, None)
+        if component == "management":
+            self.loop.call_soon(self._comings.management_is_back)
         host = self.supervisor.processes.get(self._hosts.get(component, ""))
         if host is not None and host.name == component:
             self._recovery.ready(component)
@@ -266,8 +306,9 @@ class Machine:
         self.log(f"{process.name} (pid {process.pid}, incarnation {process.incarnation}) {process.ending}")
         self._consoles.process_died(process)
         self._figures.died(process.name)
-        expected = self._services.expects(process)
-        self._services.exited(process)
+        self._bindings.died(process)
+        ordered = self._ordered(process)
+        restarts = self._services.exited(process)
         self._power.exited(process)
         if process.name == "front":
             self._conversations.front_gone()
@@ -282,20 +323,30 @@ class Machine:
             return
         said = last_words(self.supervisor.log(process.name.removesuffix(SPARE)).tail).reason
         reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {said}" if said else "")
-        if not expected and not self._drain.shut_down(process) and not self._roles.leaves(process):
+        if not ordered:
             carried = sorted(self._names.get(process.name, (process.name,) if process.name in self._roles else ()))
             why = said or self._taken_along.get(process.name, "")
             self._events.emit("died", **describe(process, carried), reason=why, **self._captured(process, carried))
         if process.name.endswith(SPARE):
             self._recovery.spare_died(process)
         elif process.name in self._specs:
-            self._component_process_died(process, reason, expected)
+            self._component_process_died(process, reason, ordered, restarts)
         elif process.name in self._roles:
             self._roles.exited(process)
             if self._recovery.rebooting and self._power.off:
                 self._recovery.process_ended()
         else:
             self._zygote_died(process, reason)
+
+    def _ordered(self, process: Process) -> bool:
+        """Whether a process that was reaped had been told to end: nobody's death, and no policy follows. Each who may
+        have told it hears of its end here."""
+        asked = [
+            self._services.expects(process), self._drain.shut_down(process), self._roles.leaves(process),
+            self._comings.ends(process), process.name in self._leaving,
+        ]  # fmt: skip
+        self._leaving.discard(process.name)
+        return any(asked)
 
     def _captured(self, process: Process, carried: list[str]) -> Message:
         """The name of the file with what a process of the host still said, unless the machine itself ends all."""
@@ -323,15 +374,18 @@ class Machine:
         if not power.off:
             power.start_zygote(role, name)
 
-    def _component_process_died(self, process: Process, reason: str, expected: bool) -> None:
+    def _component_process_died(self, process: Process, reason: str, ordered: bool, restarts: bool) -> None:
         if "hypervisor" in self.supervisor.running:
             self.supervisor.running["hypervisor"].line.send({"t": "died", "pid": process.pid})
-        if not expected:
-            self._end_partner(process, reason)
+        if not restarts:
+            self._end_partner(process, reason, ordered)
         if not self._power.booting:
             self._power.cannot_boot(self._names[process.name], reason)
-            if not self._drain.exited(process) and not expected:
+            counts = not self._drain.exited(process) and not ordered
+            if counts or self._recovery.rebooting:  # a reboot waits for everybody's end
                 self._recovery.died(process)
+            if process.name == "management":
+                self.loop.call_soon(self._comings.management_is_back)
             self._settle_state()
         elif self._recovery.replaces(process):
             self._recovery.died(process)
@@ -340,13 +394,23 @@ class Machine:
             self._power.cannot_boot(self._names[process.name] if alone else self._power.ready, reason)
         self._tell_of_death(process)
 
-    def _end_partner(self, process: Process, reason: str) -> None:
+    def _end_partner(self, process: Process, reason: str, ordered: bool) -> None:
         """A VM and its worker end together."""
         other = self.supervisor.running.get(partner(self._specs, process.name) or "")
         if other is not None:
             self._taken_along[other.name] = reason
+            if ordered:
+                self._leaving.add(other.name)
             self.log(f"{other.name} ends with {reason}")
             self.supervisor.kill(other)
+
+    def _vms_changed(self) -> None:
+        """A VM has come, or is gone."""
+        self.folder.update_vms(list(self._vms))
+        self._roles.vms_changed(self._roster.addresses())
+        for vm in self._fallen.keys() - self._vms.keys():
+            del self._fallen[vm]
+        self._settle_state()
 
     def _settle_state(self) -> None:
         """What the machine as a whole is, by what its processes are."""
@@ -359,7 +423,9 @@ class Machine:
             self.state = "draining"
         elif self._vms and not any(self._hosts[vm] in running for vm in self._vms):
             self.state = "halted"
-        elif self._fallen or self._recovery.restarting or not self._specs.keys() <= running.keys():
+        elif self._fallen or self._recovery.restarting or any(
+            name not in running and not self._drain.is_off(name) for name in self._specs
+        ):
             self.state = "degraded"
         else:
             self.state = "ready"
@@ -387,101 +453,18 @@ class Machine:
         self._consoles.client_gone(client)
         self._events.client_gone(client)
 
-    def _request(self, client: bytes, request: Message) -> None:
-        number = request.get("id", 0)
-        if type(number) is not int:
-            number = 0
-        wrong = intake.understood(request)
-        if wrong:
-            self._reply(client, {"id": number, "error": wrong})
-            return
-        match request["verb"]:
-            case "info":
-                self._reply(client, {"id": number, "info": self.info()})
-            case "ps":
-                Task(self.loop, self._ps(client, number))
-            case "audit":
-                Task(self.loop, self._audit(client, number))
-            case "watch":
-                self._events.watch(client, number, request.get("past", False))
-            case "kill" | "fault" | "start" | "drain":
-                self._orders.carry_out(client, number, request)
-                self._settle_state()
-            case "role":
-                self._role(client, number, request)
-            case "services":
-                self._change_services(client, number, request)
-            case "exec":
-                self._exec(client, number, request["vm"], request.get("argv", []))
-            case "stdin" | "credit" | "cancel":
-                self._consoles.from_client(client, request)
-            case "down":
-                self.power_off(lambda step: self._reply(client, {"id": number, **step}))
-
-    def _change_services(self, client: bytes, number: int, request: Message) -> None:
-        try:
-            self._services.begin(
-                client, number, self.topology, request.get("vm", ""), request.get("install", True)
-            )
-        except intake.Refused as refused:
-            error, hint = refused.args
-            self._reply(client, {"id": number, "error": error, "hint": hint})
-
-    def _exec(self, client: bytes, number: int, vm: str, argv: list[str]) -> None:
-        if vm not in self._vms:
-            known = ", ".join(self._vms) or "none"
-            self._reply(client, {"id": number, "error": f"no VM {vm!r} here", "hint": f"the VMs are: {known}"})
-            return
-        host = self.supervisor.processes.get(self._hosts[vm])
-        ending = None
-        if host is None:
-            ending = "was never started"
-        elif vm in self._drain.off:
-            ending = "is off: it was shut down"
-        elif not host.running:
-            ending = f"is dead: {self._taken_along.get(vm) or f'{host.name} was {host.ending}'}"
-        elif vm in self._fallen:
-            ending = f"is dead: {self._fallen[vm]}"
-        elif not self._power.ready[vm].done:
-            self._reply(client, {"id": number, "error": f"{vm} is still starting", "hint": "try again in a moment"})
-            return
-        if host is None or ending is not None:
-            reason = f"{vm} {ending}"
-            self._reply(client, {"id": number, "t": "exit", "session": 0, "status": VM_DIED, "reason": reason})
-            return
-        self._consoles.start(client, number, vm, host, argv)
-
-    def info(self) -> Message:
-        return {
-            "name": self.topology.name,
-            "arch": self.topology.arch,
-            "transport": "call" if self.topology.arch == "monolithic" else self.topology.transport,
-            "state": self.state,
-            "vms": list(self._vms),
-            "pid": os.getpid(),
-            "topology": self.topology.to_dict(),
-        }
-
-    async def _ps(self, client: bytes, number: int) -> None:
-        counters = {"front_restarts": self._front_restarts, "refused": self._refused}
-        rows = await self._listing.rows(counters)
-        rows += await self._roles.rows(self._figures, self._beats, time.monotonic())
-        self._reply(client, {"id": number, "info": self.info(), "rows": rows})
+    def _begin_drain(self, client: bytes, number: int, request: Message) -> None:
+        """All VMs shut down in turn, then the machine reboots: a monolith from another image, if it is given one."""
+        if "image" in request:
+            self._drain.must_be_possible()
+            self._bindings.install(request)
+        self._drain.begin(client, number, request.get("grace_s", DEFAULT_GRACE_S))
 
     def _role(self, client: bytes, number: int, request: Message) -> None:
-        try:
-            self._roles.order(request, lambda answer: self._reply(client, {"id": number, **answer}))
-        except intake.Refused as refused:
-            error, hint = refused.args
-            self._reply(client, {"id": number, "error": error, "hint": hint})
+        self._roles.order(request, lambda answer: self._reply(client, {"id": number, **answer}))
 
-    async def _audit(self, client: bytes, number: int) -> None:
-        from vmbus_emu.machine.audit import processes  # what nobody asks for is not in every process that is forked
-
-        running = dict(self.supervisor.running)
-        answers = await self._figures.collect(running, "loaded", AUDIT_DEADLINE_S)
-        rows = processes(running, {name: self._carried(name) for name in running}, answers)
-        self._reply(client, {"id": number, "info": self.info(), **rows})
+    def _down(self, client: bytes, number: int, request: Message) -> None:
+        self.power_off(lambda step: self._reply(client, {"id": number, **step}))
 
     # -- power off ----------------------------------------------------------------------------------
 

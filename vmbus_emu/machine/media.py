@@ -11,13 +11,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from vmbus_emu.placement import instance_id
 
 # SECTOR is not taken from device: what the machine has loaded, the hypervisor has, too.
-from vmbus_emu.topology.data import SECTOR, DiskSpec, Topology
+from vmbus_emu.topology.data import SECTOR, DiskSpec, Topology, VmSpec
 
 
 class MediaError(Exception):
@@ -40,9 +41,18 @@ class Medium:
 
 def open_all(topology: Topology) -> dict[str, Medium]:
     """Open every medium of the machine, by name (``vm1.disk0``). Raises :class:`MediaError`; then none is left open."""
+    return _open_of(topology.vms)
+
+
+def open_media(vm: VmSpec) -> dict[str, Medium]:
+    """The same of one VM."""
+    return _open_of((vm,))
+
+
+def _open_of(vms: Iterable[VmSpec]) -> dict[str, Medium]:
     opened: dict[str, Medium] = {}
     try:
-        for vm in topology.vms:
+        for vm in vms:
             for index, disk in enumerate(vm.disks):
                 name = f"{vm.name}.disk{index}"
                 opened[name] = _open(name, disk)

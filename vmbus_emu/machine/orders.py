@@ -7,26 +7,23 @@ component that shares a process takes it along: the answer names both.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from vmbus_emu import faults, placement
 from vmbus_emu.faults import ENDING, LASTING, SIGNALS, Fault
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
 from vmbus_emu.machine.armed import Armed
-from vmbus_emu.machine.drain import DEFAULT_GRACE_S, Drain
+from vmbus_emu.machine.drain import Drain
 from vmbus_emu.machine.events import Events
 from vmbus_emu.machine.intake import Refused
 from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.machine.power import BootFailed
 from vmbus_emu.machine.recovery import Recovery
+from vmbus_emu.machine.requests import Reply
+from vmbus_emu.machine.roster import Roster
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
-from vmbus_emu.placement import ProcessSpec
 from vmbus_emu.task import Future
-from vmbus_emu.topology.data import Topology
-
-Reply = Callable[[bytes, Message], Any]
 
 
 class _Lasting:
@@ -53,14 +50,15 @@ class Orders:
     """Answers requests through ``reply(client, message)``."""
 
     def __init__(
-        self, loop: Loop, topology: Topology, specs: Mapping[str, ProcessSpec], supervisor: Supervisor,
-        recovery: Recovery, drain: Drain, events: Events, reply: Reply, roles: Collection[str] = (),
+        self, loop: Loop, roster: Roster, supervisor: Supervisor, recovery: Recovery, drain: Drain, events: Events,
+        reply: Reply, roles: Collection[str] = (),
     ) -> None:
         """``roles``: those of the parent partition that there are, at any time."""
         self._loop = loop
+        topology, specs = roster.topology, roster.specs
         self._arch = topology.arch
         self._degraded = policy_of(topology, specs["hypervisor"]) == "degraded"
-        self._vms = [vm.name for vm in topology.vms]
+        self._roster = roster
         self._supervisor = supervisor
         self._recovery = recovery
         self._drain = drain
@@ -73,30 +71,14 @@ class Orders:
 
     @property
     def _components(self) -> dict[str, tuple[str, str]]:
-        """The process that carries each component, and its role."""
-        return {c.name: (spec.name, c.role) for spec in self._specs.values() for c in spec.components}
-
-    def carry_out(self, client: bytes, number: int, request: Message) -> None:
-        """``kill``, ``fault``, ``start`` or ``drain``; :func:`vmbus_emu.machine.intake.understood` has looked at it."""
-        try:
-            match request["verb"]:
-                case "kill":
-                    answer: Message = {"killed": self._kill(request)}
-                case "fault":
-                    answer = {"faults": self._fault(request)}
-                case "drain":
-                    self._drain.begin(client, number, request.get("grace_s", DEFAULT_GRACE_S))
-                    return
-                case _:
-                    self._start(client, number, request.get("vm", ""))
-                    return
-        except Refused as refused:
-            error, hint = refused.args
-            self._reply(client, {"id": number, "error": error, "hint": hint})
-            return
-        self._reply(client, {"id": number, **answer})
+        """The process and the role of each component."""
+        return {one.name: (self._roster.hosts[one.name], one.role) for one in self._roster.components.values()}
 
     # -- kill -----------------------------------------------------------------------------------------
+
+    def kill(self, client: bytes, number: int, request: Message) -> None:
+        """Strike once, or arm a step at which it is to die. Raises :class:`Refused`."""
+        self._reply(client, {"id": number, "killed": self._kill(request)})
 
     def _kill(self, request: Message) -> Message:
         component, text = request.get("component", ""), request.get("fault", "kill")
@@ -143,8 +125,11 @@ class Orders:
 
     # -- fault ----------------------------------------------------------------------------------------
 
+    def fault(self, client: bytes, number: int, request: Message) -> None:
+        """Give drivers lasting faults, or take some or all away; answers which are on then. Raises :class:`Refused`."""
+        self._reply(client, {"id": number, "faults": self._fault(request)})
+
     def _fault(self, request: Message) -> list[Message]:
-        """Give drivers lasting faults, or take some or all away; the ones that are on afterwards."""
         component = request.get("component", "")
         if request.get("clear"):
             self._clear(component)
@@ -195,10 +180,11 @@ class Orders:
 
     # -- start ----------------------------------------------------------------------------------------
 
-    def _start(self, client: bytes, number: int, vm: str) -> None:
-        running = self._supervisor.running
-        if vm not in self._vms:
-            raise Refused(f"there is no VM {vm!r}", f"the VMs are {', '.join(self._vms) or 'none'}")
+    def start(self, client: bytes, number: int, request: Message) -> None:
+        """A VM that does not run starts; answers when it is ready. Raises :class:`Refused`."""
+        vm, running = request.get("vm", ""), self._supervisor.running
+        if vm not in self._roster.vms:
+            raise Refused(f"there is no VM {vm!r}", f"the VMs are {', '.join(self._roster.vms) or 'none'}")
         if self._components[vm][0] != vm:
             raise Refused(f"{vm} is a thread of the monolith", "vmbus-emu drain reboots all, and starts it again")
         if self._drain.active:
@@ -214,6 +200,7 @@ class Orders:
             raise Refused(
                 f"{vm} cannot be started without hypervisor and management", "vmbus-emu ps shows which is dead"
             )
+        self._drain.off.discard(vm)
         self._recovery.ordered(vm)
         self._recovery.power.ready[vm].then(lambda future: self._started(client, number, vm, future))
 

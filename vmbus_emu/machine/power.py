@@ -8,6 +8,7 @@ the hypervisor asked for it (StartVirtualProcessor). A little long: to start the
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 from collections.abc import Callable, Collection, Mapping
@@ -21,6 +22,7 @@ from vmbus_emu.machine.media import Medium
 from vmbus_emu.machine.policy import is_replaced
 from vmbus_emu.machine.spares import Spares
 from vmbus_emu.machine.supervisor import SPARE, Process, Supervisor
+from vmbus_emu.machine.wires import Plug
 from vmbus_emu.machine.workers import Cables
 from vmbus_emu.placement import ProcessSpec
 from vmbus_emu.protocol import hypercall as hv
@@ -86,18 +88,24 @@ class Power:
         self.ready: dict[str, Future[None]] = {c.name: Future() for spec in specs.values() for c in spec.components}
         #: Component -> the step at which its next process is to die, as that is told (:mod:`vmbus_emu.trap`).
         self.crash_at: dict[str, Message] = {}
+        #: The cables of physical NICs, by name.
+        self.plugs: Mapping[str, Plug] = {}
         #: Set while powering off: nothing starts any more.
         self.off = False
         #: Called with each process before it is told to start, and with whether it was a spare.
         self.on_start: Callable[[Process, bool], Any] = lambda process, spare: None
 
     def use(self, topology: Topology) -> None:
-        """The machine is one of ``topology`` now; its specs have been changed. Of what runs nothing changes."""
+        """The machine is one of ``topology`` now; its specs have been changed. Of what runs nothing changes: who starts
+        from now on is told of it."""
         self._topology = topology
         self._identities.use(topology)
         self._cables.topology = topology
-        names = {component.name for spec in self._specs.values() for component in spec.components}
+        names = [component.name for spec in self._specs.values() for component in spec.components]
         self.ready = {name: self.ready.get(name) or Future() for name in names}
+        for kept in (self._places, self.crash_at, self._worked_for):
+            for name in kept.keys() - set(names):
+                del kept[name]
 
     async def boot(self, progress: Progress) -> None:
         """Bring everything up. Raises :class:`BootFailed`."""
@@ -255,6 +263,10 @@ class Power:
         self._loop.call_later(SWEEP_AFTER_S, self._sweep, process)
         self._spares.exited(process)
 
+    def ended(self, name: str) -> Future[None]:
+        """Settled when the process of that name, which runs, has ended."""
+        return self._ends.setdefault(name, Future())
+
     def _sweep(self, process: Process) -> None:
         """Remove the socket files of a process that had no time for that."""
         spec = self._specs.get(process.name.removesuffix(SPARE))
@@ -309,6 +321,9 @@ class Power:
             if serves or spec.name == placement.worker_of(medium.name.partition(".")[0]):
                 fds = [medium.fd] if medium.fd >= 0 else []
                 process.line.send({"t": "medium", "name": medium.name, "info": medium.describe()}, fds)
+        if any(component.role == "netvsp" for component in spec.components):
+            for name, plug in self.plugs.items():
+                process.line.send({"t": "wire", "name": name, "far": plug.far}, [plug.fd])
 
     def _config(self, spec: ProcessSpec, process: Process) -> Message:
         # Who starts while the hypervisor comes back is told where it listens when it does, as all the others are.
@@ -321,6 +336,7 @@ class Power:
         config["running"] = self._running() if again else []
         if "worker" in config:
             config["worker"]["partition"] = self._worked_for[spec.name]
+            config["worker"]["index"] = self._places[spec.name][1]
         if "management" in config["components"]:
             parent = self._specs.get("parent")
             config["known"] = [number for number, _ in self._places.values() if number != hv.PARTITION_ROOT]
@@ -374,14 +390,15 @@ class Power:
         if spec is None:
             return
         if name in self._supervisor.running:  # the last one's, which is on its way out
-            await self._ends.setdefault(name, Future())
+            await self.ended(name)
         self.renew(name)
         self._worked_for[name] = partition
+        taken = {vp for place, vp in self._places.values() if place == hv.PARTITION_ROOT}
+        free = next(vp for vp in itertools.count(placement.FIRST_WORKER_VP) if vp not in taken)
+        self._places.setdefault(name, (hv.PARTITION_ROOT, free))
         born = await self._born(spec)
         if born is None:
             raise BootFailed(f"{name} could not be started")
-        vm = next(vm.name for vm in self._topology.vms if placement.worker_of(vm.name) == name)
-        self._places[name] = hv.PARTITION_ROOT, placement.worker_vp(self._topology, vm)
         if not await self._install("bind", spec, *born) and not self.ready[name].done:
             raise BootFailed(f"{name} has no place in the hypervisor")
         try:  # if it is dead by now, this says of what

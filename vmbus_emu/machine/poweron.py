@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 
 import msgpack
 import setproctitle
@@ -22,6 +23,8 @@ from vmbus_emu.loop import Loop
 from vmbus_emu.machine.machine import Machine
 from vmbus_emu.machine.media import MediaError, Medium, open_all
 from vmbus_emu.machine.power import BootFailed
+from vmbus_emu.machine.wires import Plug, WireError, plug_in
+from vmbus_emu.placement import unsupported
 from vmbus_emu.runfolder import RunFolder, RunFolderError
 from vmbus_emu.task import Future, Task
 from vmbus_emu.topology.data import Topology
@@ -61,26 +64,35 @@ class _Boot:
         except RunFolderError as error:
             return self._fail(str(error), error.hint)
         try:
+            missing = unsupported(self._topology) if self._topology.arch == "monolithic" else {}
+            if missing:
+                image = self._topology.image or "the monolith's own image"
+                lacks = ", ".join(f"hw.{device} ({model})" for device, model in missing.items())
+                return self._fail(
+                    f"{image} has no driver for {lacks}: a monolith boots only on hardware in its image's list",
+                    "vmbus-emu image build --drivers makes an image with one, and up --image boots it",
+                )
             try:
                 media = open_all(self._topology)
-            except MediaError as error:
+                plugs = plug_in(self._topology, folder)
+            except (MediaError, WireError) as error:
                 return self._fail(str(error))
             log = os.open(folder.logs / "machine.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.close(log)
-            self._serve(folder, media)
+            self._serve(folder, media, plugs)
         finally:
             folder.remove()
             folder.release(lock)
         return self._fail(self._failed) if self._failed is not None else 0
 
-    def _serve(self, folder: RunFolder, media: dict[str, Medium]) -> None:
+    def _serve(self, folder: RunFolder, media: dict[str, Medium], plugs: Mapping[str, Plug]) -> None:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *arguments: None)
-        machine = self._machine = Machine(self._loop, self._topology, folder, media)
+        machine = self._machine = Machine(self._loop, self._topology, folder, media, plugs)
 
         def signalled(events: int) -> None:
             os.read(reading, 64)

@@ -211,6 +211,13 @@ class Recovery:
         self.restarting.add(name)
         self._restart(self.power, self._specs[name])
 
+    def forget(self, name: str) -> None:
+        """Nobody wants that VM to run any more."""
+        self.restarting.discard(name)
+        self._asked.discard(name)
+        self._started.pop(name, None)
+        self._held = [spec for spec in self._held if spec.name != name]
+
     # -- giving up ------------------------------------------------------------------------------------
 
     def _give_up(self, spec: ProcessSpec) -> None:

@@ -222,6 +222,13 @@ class Supervisor:
     def running(self) -> Mapping[str, Process]:
         return {name: process for name, process in self.processes.items() if process.running}
 
+    def forget(self, name: str) -> None:
+        """Nobody asks for that component any more. Its process, if it had one of its own, is dead; a later one of that
+        name counts on."""
+        self.processes.pop(name, None)
+        if name in self._logs:
+            self._logs[name].close()  # what still comes opens it again
+
     def close(self) -> None:
         os.close(self._record)
         for log in self._logs.values():

@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vmbus_emu.topology.data import DiskSpec, NicSpec, SwitchSpec, Topology, TopologyErrors, VmSpec
     from vmbus_emu.topology.file import Overrides
+    from vmbus_emu.topology.joining import newcomer
     from vmbus_emu.topology.limits import check_limits
     from vmbus_emu.topology.making import build, load, parse
 
 __all__ = [
     "DiskSpec", "NicSpec", "Overrides", "SwitchSpec", "Topology", "TopologyErrors", "VmSpec",
-    "build", "check_limits", "load", "parse",
+    "build", "check_limits", "load", "newcomer", "parse",
 ]  # fmt: skip
 
 _WHERE = {
     "build": "making", "load": "making", "parse": "making", "Overrides": "file", "check_limits": "limits",
+    "newcomer": "joining",
 }  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from vmbus_emu.hardware import DEFAULT_CONTROLLER, kind_of
+
 ARCHES = ("microkernel", "monolithic", "disaggregated")
 TRANSPORTS = ("zmq", "ring")
 #: How an end of a ring waits for the other: sleep at once, spin within a budget that hits and misses move, always spin.
@@ -81,6 +83,7 @@ WORKER_SUFFIX = "-worker"
 #: Addresses per /24 when .0 and .255 are skipped, in 256 of them.
 MAX_VMS = 254 * 256
 
+_ADDRESS = re.compile(r"10\.0(\.(0|[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])){2}\Z")
 _SIZE = re.compile(r"\s*([0-9]{1,20})\s*([A-Za-z]*)\s*\Z")
 _UNITS = {
     "": 1, "b": 1,
@@ -157,6 +160,8 @@ class DiskSpec:
     path: str | None = None
     size_bytes: int = 0
     read_only: bool = False
+    #: The physical device that it hangs on.
+    controller: str = DEFAULT_CONTROLLER
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +199,11 @@ class RoleSpec:
 @dataclass(frozen=True, slots=True)
 class Topology:
     """One machine. ``transport`` means nothing in the monolithic architecture, where a request is a call, and
-    ``poll`` nothing on any transport but ``ring``. ``hang_after_s``: 0 is never."""
+    ``poll`` nothing on any transport but ``ring``. ``hang_after_s``: 0 is never.
+
+    ``hardware``: physical devices besides the default ones, or in their place: ``model``, and of a NIC ``switch`` and
+    ``cable`` (``machine.device`` at its far end, or ``None``). ``drivers``: those that are not chosen by the model
+    alone, by device (:func:`vmbus_emu.hardware.bound`). ``image``: what a monolith boots from, or ``None``."""
 
     name: str
     arch: str
@@ -206,6 +215,8 @@ class Topology:
     roles: Mapping[str, RoleSpec] = field(default_factory=dict)
     poll: str = DEFAULT_POLL
     hang_after_s: float = DEFAULT_HANG_AFTER_S
+    drivers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    image: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Only msgpack's types (MACs stay bytes); :meth:`from_dict` is the exact inverse, after msgpack too."""
@@ -216,7 +227,7 @@ class Topology:
         """The topology that :meth:`to_dict` wrote. Raises ``ValueError`` for anything else."""
         try:
             fields = dict(value)
-            fields["vms"] = tuple(_vm_from_dict(vm) for vm in fields["vms"])
+            fields["vms"] = tuple(_vm(vm) for vm in fields["vms"])
             fields["switches"] = tuple(SwitchSpec(**switch) for switch in fields["switches"])
             fields["roles"] = {name: RoleSpec(**role) for name, role in fields["roles"].items()}
             return cls(**fields)
@@ -224,11 +235,53 @@ class Topology:
             raise ValueError(f"not a topology: {error}") from error
 
 
-def _vm_from_dict(value: Mapping[str, Any]) -> VmSpec:
+def _vm(value: Mapping[str, Any]) -> VmSpec:
     fields = dict(value)
     fields["disks"] = tuple(DiskSpec(**disk) for disk in fields["disks"])
     fields["nics"] = tuple(NicSpec(**nic) for nic in fields["nics"])
     return VmSpec(**fields)
+
+
+def vm_to_dict(vm: VmSpec) -> dict[str, Any]:
+    """Only msgpack's types; :func:`vm_from_dict` is the inverse."""
+    return asdict(vm)
+
+
+def vm_from_dict(value: object) -> VmSpec:
+    """The VM that :func:`vm_to_dict` wrote. Raises ``ValueError`` for anything else: what nobody checked before."""
+    try:
+        vm = _vm(value)  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a VM: {error}") from error
+    most_disks, most_nics = (
+        (MAX_DISKS, MAX_NICS) if vm.integration_services is True else (MAX_IDE_DISKS, MAX_LEGACY_NICS)
+    )
+    for what, right in (
+        ("name", is_name(vm.name)),
+        ("memory", type(vm.memory_bytes) is int and MIN_MEMORY <= vm.memory_bytes <= MAX_MEMORY),
+        ("integration_services", type(vm.integration_services) is bool),
+        ("address", type(vm.address) is str and _ADDRESS.match(vm.address) is not None),
+        ("vmbus_version", vm.vmbus_version is None or vm.vmbus_version in VMBUS_VERSIONS),
+        ("disk", len(vm.disks) <= most_disks and all(map(_is_disk, vm.disks))),
+        ("nic", len(vm.nics) <= most_nics and all(map(_is_nic, vm.nics))),
+    ):
+        if not right:
+            raise ValueError(f"not a VM: its {what} is none")
+    return vm
+
+
+def _is_disk(disk: DiskSpec) -> bool:
+    size_is_right = type(disk.size_bytes) is int and disk.size_bytes % SECTOR == 0 and disk.size_bytes <= MAX_DISK_BYTES
+    if disk.kind == "file":
+        has_medium = type(disk.path) is str and disk.path.startswith("/") and "\0" not in disk.path
+    else:
+        has_medium = disk.kind in ("ram", "null") and size_is_right and disk.size_bytes > 0
+    hangs = type(disk.controller) is str and kind_of(disk.controller) == "storage"
+    return has_medium and hangs and size_is_right and disk.size_bytes >= 0 and type(disk.read_only) is bool
+
+
+def _is_nic(nic: NicSpec) -> bool:
+    return type(nic.switch) is str and type(nic.mac) is bytes and len(nic.mac) == 6 and not nic.mac[0] & 1
 
 
 class TopologyErrors(Exception):

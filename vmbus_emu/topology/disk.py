@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from typing import Literal
 
+from vmbus_emu.hardware import DEFAULT_CONTROLLER
 from vmbus_emu.topology import data as data
 from vmbus_emu.topology.data import DiskSpec
 from vmbus_emu.topology.table import Report, Table, describe
 
 DISK_KINDS: tuple[Literal["file", "ram", "null"], ...] = ("file", "ram", "null")
-DISK_KEYS = (*DISK_KINDS, "read_only", "size")
+DISK_KEYS = (*DISK_KINDS, "read_only", "size", "controller")
 _TRY_DISK = 'give one of file = "a.img", ram = "64MiB", null = "1TiB"'
 
 
@@ -25,13 +27,29 @@ class DiskReader:
 
     def __init__(self, report: Report, folder: str) -> None:
         self._report = report
+        #: What disks can hang on.
+        self.controllers: tuple[str, ...] = (DEFAULT_CONTROLLER,)
         self._folder = folder
         #: An image by what the kernel knows it by (or by its path, if it is still to be made): first place, read_only.
         self._images: dict[tuple[int, int] | str, tuple[str, bool]] = {}
 
     def read(self, place: str, value: object) -> DiskSpec | None:
         """The disk in the table ``value``; ``None`` (and a line) if it says nothing usable."""
-        return self._disk(Table(self._report, place, value, DISK_KEYS))
+        table = Table(self._report, place, value, DISK_KEYS)
+        disk = self._disk(table)
+        if disk is None or "controller" not in table:
+            return disk
+        return replace(disk, controller=table.choice("controller", self.controllers, DEFAULT_CONTROLLER))
+
+    def note(self, place: str, disk: DiskSpec) -> None:
+        """Disk ``place`` has an image already, if it has one at all."""
+        if disk.path is None:
+            return
+        try:
+            found = os.stat(disk.path)
+        except OSError:  # whoever has it open has it for good; nobody else finds it
+            return
+        self._images[found.st_dev, found.st_ino] = place, disk.read_only
 
     def flagged(self, flag: str, file: str, folder: str) -> DiskSpec | None:
         """The disk of an image named by a flag; relative paths start from ``folder``."""

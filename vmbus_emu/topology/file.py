@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vmbus_emu import hardware
 from vmbus_emu.topology import data as data
 from vmbus_emu.topology.data import DiskSpec, NicSpec, SwitchSpec, Topology, VmSpec
 from vmbus_emu.topology.disk import DiskReader
@@ -26,7 +27,7 @@ TOP_KEYS = ("name", "arch", "transport", "poll", "hang_after", "policy", "hardwa
 VM_KEYS = ("name", "memory", "integration_services", "address", "vmbus_version", "disk", "nic")
 NIC_KEYS = ("switch", "mac")
 SWITCH_KEYS = ("name",)
-HARDWARE_KEYS = ("model",)
+HARDWARE_KEYS = {hardware.STORAGE: ("model",), hardware.NIC: ("model", "switch", "cable")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Overrides:
     hang_after: str | None = None
     #: VMs that are to have no integration services.
     no_services: tuple[str, ...] = ()
+    image: str | None = None
 
 
 class Reader:
@@ -98,11 +100,45 @@ class Reader:
         holder, key = table("hang_after")
         hang_after_s = holder.hang_after(key) if key in holder else data.DEFAULT_HANG_AFTER_S
         switches = self._switches(top)
+        devices = self._hardware(top, name, [switch.name for switch in switches])
+        image = self._flags.image
+        if image is not None and arch != "monolithic":
+            self.error("flags:--image", "only a monolith boots from an image", "add --arch monolithic")
         return Topology(
             name, arch, transport, self._vms(top, switches), switches, self._policy(top),
-            self._later(top, "hardware", HARDWARE_KEYS, "hardware models"), read_roles(self.error, top, arch),
-            poll, hang_after_s,
+            devices, read_roles(self.error, top, arch), poll, hang_after_s,
+            image=None if image is None else os.path.abspath(image),
         )
+
+    def _hardware(self, top: Table, machine: str, switches: list[str]) -> dict[str, Any]:
+        """Physical devices besides the default ones; disks may hang on its controllers from here on."""
+        outer = Table(self.error, top.at("hardware"), top.values.get("hardware", {}), None)
+        devices: dict[str, Any] = {}
+        for name, value in outer.values.items():
+            kind = hardware.kind_of(name)
+            if kind is None:
+                outer.error(str(name), "is no device", hardware.DEVICE_RULE)
+                continue
+            table = Table(self.error, outer.at(name), value, HARDWARE_KEYS[kind])
+            device: dict[str, Any] = {"model": table.text("model", hardware.is_model, hardware.MODEL_RULE) or ""}
+            if kind == hardware.NIC:
+                device |= self._nic_hardware(table, machine, switches)
+            devices[name] = device
+        controllers = [name for name in {**hardware.DEFAULT_HARDWARE, **devices} if hardware.kind_of(name) == "storage"]
+        self._disk_reader.controllers = tuple(controllers)
+        return devices
+
+    def _nic_hardware(self, table: Table, name: str, switches: list[str]) -> dict[str, Any]:
+        cable = None
+        if "cable" in table:
+            rule = 'the machine and the NIC at its far end, like "other.nic0"'
+            cable = table.text("cable", _is_far_end, rule)
+            if cable is not None and cable.partition(".")[0] == name:
+                table.error("cable", "leads back to this machine", f"give {rule}")
+        switch = switches[0] if switches else ""
+        if "switch" in table or (cable is not None and not switches):
+            switch = table.choice("switch", switches, switch)
+        return {"switch": switch, "cable": cable}
 
     def _switches(self, top: Table) -> tuple[SwitchSpec, ...]:
         if "switch" not in top:
@@ -135,16 +171,6 @@ class Reader:
             else:
                 policy[role] = word
         return policy
-
-    def _later(self, top: Table, key: str, keys: Iterable[str] | None, what: str) -> dict[str, Any]:
-        """Tables that belong to the format and that this version cannot build yet."""
-        outer = Table(self.error, top.at(key), top.values.get(key, {}), None)
-        for name, value in outer.values.items():
-            if not data.is_name(name):
-                outer.error(name, "is not a name", f"a name is {data.NAME_RULE}")
-            inner = Table(self.error, outer.at(name), value, keys)
-            self.error(inner.place, f"{what} are not available in this version", "remove the table")
-        return {}
 
     # -- VMs ----------------------------------------------------------------------------------------
 
@@ -304,6 +330,11 @@ def _count(value: int | str) -> int | None:
     if isinstance(value, int):
         return value if value >= 0 else None
     return int(value) if value.isascii() and value.isdecimal() and len(value) <= 9 else None
+
+
+def _is_far_end(value: object) -> bool:
+    machine, dot, device = value.partition(".") if isinstance(value, str) else ("", "", "")
+    return bool(dot) and data.is_name(machine) and hardware.kind_of(device) == hardware.NIC
 
 
 def _is_guest_address(value: object) -> bool:
