@@ -32,7 +32,9 @@ from vmbus_emu.protocol.hypercall import Code, HvStatus
 from vmbus_emu.task import Task
 
 if TYPE_CHECKING:
+    from partitions.child.services import Services
     from partitions.faults import DriverFaults
+    from partitions.monolith_services import MonolithServices
 
 
 class GuestThread:
@@ -51,6 +53,13 @@ class GuestThread:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def services(self) -> Services:
+        return self.guest.services
+
+    def begin_shut_down(self, patience_s: float) -> None:
+        Task(self.loop, self.shut_down(patience_s))
+
     async def shut_down(self, patience_s: float) -> None:
         """On this thread: end in order, and the thread with it."""
         unflushed = await load("partitions.child.power_off:power_off")(self.guest, patience_s)
@@ -65,6 +74,7 @@ class GuestThread:
         try:
             self.guest.announce_devices()
             self._monolith.from_guest({"t": "ready", "component": self.name})
+            self._monolith.up(self)
             self.loop.run()
         except Exception as error:  # guest code failed: this VM's end, and nobody else's
             self.alive = False
@@ -89,6 +99,7 @@ class Monolith:
         self._calls = 0
         self._guests: dict[str, GuestThread] = {}
         self._configs: dict[str, Message] = {}
+        self._heartbeat_s = 0.0
         #: Answers whether everybody in here who runs a driver comes back from it.
         self.beat = LongCalls(node.loop, node.lifeline.send).answer
 
@@ -102,6 +113,7 @@ class Monolith:
         self._disks.build(disks, lambda medium: self._disk_locks[medium])
         self._build_network(config["netvsp"])
         self._configs = {guest["name"]: guest for guest in config["guests"]}
+        self._heartbeat_s = config["heartbeat_s"]
         for component in ("hypervisor", "management", "storvsp", "netvsp"):
             self._node.ready(component)
         for name in self._configs:
@@ -156,6 +168,11 @@ class Monolith:
         """On a guest's thread: pass a message to the machine, from the thread that owns the lifeline."""
         self._node.loop.call_soon_threadsafe(self._node.lifeline.send, message)
 
+    def up(self, thread: GuestThread) -> None:
+        """On a guest's thread: it has started."""
+        if self._configs[thread.name]["components"]:
+            self._node.loop.call_soon_threadsafe(lambda: self._services.started(thread))
+
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "medium":
             self._disks.insert(message, fds)
@@ -163,10 +180,21 @@ class Monolith:
             self._faults.handle(message)
         elif message["t"] == "shut_down":
             thread = self._guests[message["vm"]]
-            thread.loop.call_soon_threadsafe(Task, thread.loop, thread.shut_down(message["patience_s"]))
+            thread.loop.call_soon_threadsafe(thread.begin_shut_down, message["patience_s"])
+        elif message["t"] == "integration":
+            self._services.order(message)
+        elif message["t"] == "start_vm":
+            self._bring_up(message["vm"])
         elif "session" in message:
             for thread in [self._guests[message["vm"]]] if "vm" in message else self._guests.values():
                 thread.loop.call_soon_threadsafe(thread.guest.console.handle, message)
+
+    @cached_property
+    def _services(self) -> MonolithServices:
+        services: MonolithServices = load("partitions.monolith_services:MonolithServices")(
+            self._node.loop, self._node.lifeline.send, self._guests, self._heartbeat_s
+        )
+        return services
 
     @cached_property
     def _faults(self) -> DriverFaults:

@@ -13,6 +13,7 @@ from typing import Any
 
 from partitions.child.console import Console
 from partitions.child.inet import IpStack
+from partitions.child.services import Services
 from vmbus_emu.canary import Canary
 from vmbus_emu.device import BlockDevice, NetworkPort
 from vmbus_emu.loop import Loop
@@ -55,6 +56,7 @@ class Guest:
         self.ip = (
             None if first is None else IpStack(loop, first, self.address, self.prefix, self.hosts, self.kernel_log)
         )
+        self.services = Services(self, config.get("clock_drift_ppm", 0.0))
         self.console = Console(self, send)
 
     @property

@@ -324,7 +324,7 @@ def test_too_many_vms_for_descriptors_are_told_with_both_numbers_and_what_fits()
     lines = check_limits(topology, (1024, 20000), ENOUGH, max_sockets=10**6)
     assert [line.partition(":")[0] for line in lines] == ["limits"] * len(lines)
     parent = next(line for line in lines if "(parent)" in line)
-    assert "4000 VMs need 52040 descriptors in one process" in parent
+    assert "4000 VMs need 152040 descriptors in one process" in parent
     assert "the limit is 20000" in parent
     fits = int(parent.partition("try --vms ")[2].partition(",")[0])
     assert check_limits(build(None, Overrides(vms=fits)), (1024, 20000), ENOUGH, max_sockets=10**6) == []
@@ -334,7 +334,7 @@ def test_too_many_vms_for_descriptors_are_told_with_both_numbers_and_what_fits()
 
 def test_sockets_and_processes_are_limits_too() -> None:
     topology = build(None, Overrides(vms=600))
-    assert "1208 ZeroMQ sockets" in check_limits(topology, ENOUGH, ENOUGH, max_sockets=1023)[0]
+    assert "4208 ZeroMQ sockets" in check_limits(topology, ENOUGH, ENOUGH, max_sockets=1023)[0]
     assert "610 processes" in check_limits(topology, ENOUGH, (100, 609), max_sockets=10**6)[0]
     assert check_limits(topology, ENOUGH, (100, 610), max_sockets=10**6) == []
     infinite = (1, resource.RLIM_INFINITY)

@@ -25,20 +25,23 @@ from vmbus_emu.cli.errors import INTERRUPTED, PROGRAM, explain
 from vmbus_emu.cli.exec import exec_
 from vmbus_emu.cli.fault import fault
 from vmbus_emu.cli.kill import kill
+from vmbus_emu.cli.kvp import kvp
 from vmbus_emu.cli.logs import logs
 from vmbus_emu.cli.ls import ls
 from vmbus_emu.cli.pingall import pingall
 from vmbus_emu.cli.plan import plan
 from vmbus_emu.cli.ps import ps
 from vmbus_emu.cli.shell import shell
+from vmbus_emu.cli.snapshot import snapshot
 from vmbus_emu.cli.start import start
+from vmbus_emu.cli.stop import stop
 from vmbus_emu.cli.up import up
 from vmbus_emu.cli.watch import watch
 
 #: In the order of ``--help``: the order in which one meets them.
 VERBS: tuple[click.Command, ...] = (
-    up, ps, exec_, shell, pingall, kill, fault, start, drain, watch, chaos, check, demo, bench, logs, ls, plan, down,
-    completion,
+    up, ps, exec_, shell, pingall, kill, fault, stop, start, kvp, snapshot, drain, watch, chaos, check, demo, bench,
+    logs, ls, plan, down, completion,
 )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ faults       ``component`` (``None``: all), ``fault`` (if it is only that one): 
 cleared
 draining     ``vms``, ``grace_s``, ``degraded_s``: the VMs are to shut down
 drained      ``component`` (a VM), ``how``, ``ms``, ``unflushed`` (:mod:`vmbus_emu.machine.drain`)
+stopped      ``component`` (a VM), ``how``, ``ms``, ``unflushed`` (:mod:`vmbus_emu.machine.stops`)
+heartbeat    ``component`` (a VM), ``state``: ``lost``, or ``ok`` again
 rebooting    ``reason``; then ``up`` when it is
 halted       ``reason``
 ============ ======================================================================================================

@@ -44,6 +44,11 @@ ANYBODY: Mapping[str, Fields] = {
 }
 #: It came to the step at which it was to die.
 _STRUCK: Fields = {"component": _STR, "at": _STR, "ns": _INT}
+#: Of the integration services, from whoever carries them.
+_SERVICES: Mapping[str, Fields] = {
+    "heartbeat": {"vm": _STR, "state": _STR},
+    "integration_done": {"id": _INT, "ok": _BOOL, "why": _STR, "items": (list,)},
+}
 #: Besides, from the process with this role.
 ROLES: Mapping[str, Mapping[str, Fields]] = {
     "hypervisor": {
@@ -51,9 +56,13 @@ ROLES: Mapping[str, Mapping[str, Fields]] = {
         "bound": {"pid": _INT},
         "power_on": {"partition": _INT, "vp": _INT, "name": _STR},
         "power_off": {"pids": (list,)},
+        **_SERVICES,
     },
     **{
-        role: {"lost": {"component": _STR, "vm": _STR, "device": _STR, "pid": _INT}, "struck": _STRUCK}
+        role: {
+            "lost": {"component": _STR, "vm": _STR, "device": _STR, "pid": _INT}, "struck": _STRUCK,
+            **(_SERVICES if role == "parent" else {}),
+        }
         for role in ("parent", "storvsp", "netvsp")
     },
     "management": {"struck": _STRUCK},
@@ -71,6 +80,9 @@ REQUESTS: Mapping[str, Fields] = {
     "fault": {"component": _STR, "faults": (list,), "seconds": (int, float), "seed": _INT, "clear": _BOOL},
     "start": {"vm": _STR},
     "drain": {"grace_s": (int, float)},
+    "stop": {"vm": _STR, "force": _BOOL, "grace_s": (int, float)},
+    "kvp": {"vm": _STR, "key": _STR, "value": _STR},
+    "snapshot": {"vm": _STR, "disk": _STR, "path": _STR, "quiesce": _BOOL},
     "exec": {"vm": _STR, "argv": (list,)},
     "stdin": {"session": _INT, "data": _BYTES, "end": _BOOL},
     "credit": {"session": _INT, "chunks": _INT},

@@ -24,6 +24,7 @@ from vmbus_emu.machine.crashes import HOST_ROLES, Crashes, last_words
 from vmbus_emu.machine.drain import Drain
 from vmbus_emu.machine.events import Events
 from vmbus_emu.machine.figures import Figures
+from vmbus_emu.machine.integration import Integration
 from vmbus_emu.machine.listing import Listing
 from vmbus_emu.machine.media import Medium
 from vmbus_emu.machine.orders import Orders
@@ -79,12 +80,18 @@ class Machine:
             policy_of(topology, self._specs["hypervisor"]) == "degraded", self.supervisor, self._recovery,
             self._events, self._reply,
         )  # fmt: skip
+        self._integration = Integration(
+            loop, {vm: self._hosts[vm] for vm in self._vms}, self._fallen, placement.integration_carrier(topology),
+            media, self.supervisor, self._drain, self._events, self._reply,
+        )  # fmt: skip
         self._listing = Listing(
-            self.supervisor, self._specs, self._figures, self._recovery, self._beats, self._drain, self._fallen
-        )
+            self.supervisor, self._specs, self._figures, self._recovery, self._beats, self._drain, self._integration,
+            self._fallen,
+        )  # fmt: skip
         self._orders = Orders(
-            loop, topology, self._specs, self.supervisor, self._recovery, self._drain, self._events, self._reply
-        )
+            loop, topology, self._specs, self.supervisor, self._recovery, self._drain, self._integration, self._events,
+            self._reply,
+        )  # fmt: skip
 
     @property
     def _power(self) -> Power:
@@ -161,6 +168,12 @@ class Machine:
                 self._component_died(message["component"], message["why"])
             case "shut_down":
                 self._drain.said(message["component"], message["unflushed"])
+                self._integration.stops.said(message["component"], message["unflushed"])
+                self._settle_state()
+            case "heartbeat":
+                self._refused += not self._integration.beat(message["vm"], message["state"])
+            case "integration_done":
+                self._refused += not self._integration.done(process, message)
             case "log":
                 self.supervisor.log(message["component"]).line(message["text"])
             case "not_started":
@@ -196,6 +209,7 @@ class Machine:
         death = {**describe(host, [component]), "component": component, "host": host.name, "reason": why}
         self._events.emit("died", **death)
         self._drain.fell(component)
+        self._integration.fell(component)
         self._consoles.vm_died(component, f"{component} died: {why}")
 
     def _not_started(self, component: str, why: str) -> None:
@@ -223,6 +237,7 @@ class Machine:
         self.log(f"{process.name} (pid {process.pid}, incarnation {process.incarnation}) {process.ending}")
         self._consoles.process_died(process)
         self._figures.died(process.name)
+        self._integration.exited(process)
         self._power.exited(process)
         if process.name == "front":
             self._conversations.front_gone()
@@ -237,7 +252,7 @@ class Machine:
             return
         said = last_words(self.supervisor.log(process.name.removesuffix(SPARE)).tail).reason
         reason = f"{process.name} (pid {process.pid}) was {process.ending}" + (f": {said}" if said else "")
-        if not self._drain.shut_down(process):
+        if not self._drain.shut_down(process) and not self._integration.stops.as_asked(process):
             carried = sorted(self._names.get(process.name, ()))
             self._events.emit("died", **describe(process, carried), reason=said, **self._captured(process, carried))
         if process.name.endswith(SPARE):
@@ -277,7 +292,8 @@ class Machine:
             self.supervisor.running["hypervisor"].line.send({"t": "died", "pid": process.pid})
         if not self._power.booting:
             self._power.cannot_boot(self._names[process.name], reason)
-            if not self._drain.exited(process):
+            stopped = self._integration.stops.exited(process)
+            if not self._drain.exited(process) and not stopped:
                 self._recovery.died(process)
             self._settle_state()
         elif self._recovery.replaces(process):
@@ -298,7 +314,7 @@ class Machine:
             self.state = "draining"
         elif self._vms and not any(self._hosts[vm] in running for vm in self._vms):
             self.state = "halted"
-        elif self._fallen or self._recovery.restarting or not self._specs.keys() <= running.keys():
+        elif self._fallen or self._recovery.restarting or not self._specs.keys() - self._drain.off <= running.keys():
             self.state = "degraded"
         else:
             self.state = "ready"
@@ -341,7 +357,7 @@ class Machine:
                 Task(self.loop, self._ps(client, number))
             case "watch":
                 self._events.watch(client, number, request.get("past", False))
-            case "kill" | "fault" | "start" | "drain":
+            case "kill" | "fault" | "start" | "drain" | "stop" | "kvp" | "snapshot":
                 self._orders.carry_out(client, number, request)
                 self._settle_state()
             case "exec":

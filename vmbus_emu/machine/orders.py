@@ -18,6 +18,7 @@ from vmbus_emu.machine.armed import Armed
 from vmbus_emu.machine.drain import DEFAULT_GRACE_S, Drain
 from vmbus_emu.machine.events import Events
 from vmbus_emu.machine.intake import Refused
+from vmbus_emu.machine.integration import Integration
 from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.machine.power import BootFailed
 from vmbus_emu.machine.recovery import Recovery
@@ -54,7 +55,7 @@ class Orders:
 
     def __init__(
         self, loop: Loop, topology: Topology, specs: Mapping[str, ProcessSpec], supervisor: Supervisor,
-        recovery: Recovery, drain: Drain, events: Events, reply: Reply,
+        recovery: Recovery, drain: Drain, integration: Integration, events: Events, reply: Reply,
     ) -> None:
         self._loop = loop
         self._arch = topology.arch
@@ -63,6 +64,7 @@ class Orders:
         self._supervisor = supervisor
         self._recovery = recovery
         self._drain = drain
+        self._integration = integration
         self._lasting: list[_Lasting] = []
         self._events = events
         self._reply = reply
@@ -71,7 +73,8 @@ class Orders:
         self.armed = Armed(topology, specs, supervisor, recovery, events)
 
     def carry_out(self, client: bytes, number: int, request: Message) -> None:
-        """``kill``, ``fault``, ``start`` or ``drain``; :func:`vmbus_emu.machine.intake.understood` has looked at it."""
+        """``kill``, ``fault``, ``start``, ``drain``, or what :class:`Integration` does;
+        :func:`vmbus_emu.machine.intake.understood` has looked at it."""
         try:
             match request["verb"]:
                 case "kill":
@@ -80,6 +83,9 @@ class Orders:
                     answer = {"faults": self._fault(request)}
                 case "drain":
                     self._drain.begin(client, number, request.get("grace_s", DEFAULT_GRACE_S))
+                    return
+                case "stop" | "kvp" | "snapshot":
+                    self._integration.carry_out(client, number, request)
                     return
                 case _:
                     self._start(client, number, request.get("vm", ""))
@@ -191,6 +197,10 @@ class Orders:
         running = self._supervisor.running
         if vm not in self._vms:
             raise Refused(f"there is no VM {vm!r}", f"the VMs are {', '.join(self._vms) or 'none'}")
+        off = vm in self._drain.off and not self._drain.active
+        if self._components[vm][0] != vm and off:
+            self._start_thread(client, number, vm)
+            return
         if self._components[vm][0] != vm:
             raise Refused(f"{vm} is a thread of the monolith", "vmbus-emu drain reboots all, and starts it again")
         if self._drain.active:
@@ -206,8 +216,17 @@ class Orders:
             raise Refused(
                 f"{vm} cannot be started without hypervisor and management", "vmbus-emu ps shows which is dead"
             )
+        self._drain.off.discard(vm)
         self._recovery.ordered(vm)
         self._recovery.power.ready[vm].then(lambda future: self._started(client, number, vm, future))
+
+    def _start_thread(self, client: bytes, number: int, vm: str) -> None:
+        """A thread of the monolith that was stopped has a successor."""
+        self._drain.off.discard(vm)
+        power = self._recovery.power
+        power.renew(vm)
+        self._supervisor.processes[self._components[vm][0]].line.send({"t": "start_vm", "vm": vm})
+        power.ready[vm].then(lambda future: self._started(client, number, vm, future))
 
     def _started(self, client: bytes, number: int, vm: str, future: Future[None]) -> None:
         try:
@@ -216,7 +235,7 @@ class Orders:
             self._recovery.restarting.discard(vm)
             self._reply(client, {"id": number, "error": str(error), "hint": f"vmbus-emu logs {vm} has more"})
             return
-        process = self._supervisor.processes[vm]
+        process = self._supervisor.processes[self._components[vm][0]]
         self._reply(client, {"id": number, "started": vm, "pid": process.pid, "incarnation": process.incarnation})
 
 

@@ -21,8 +21,10 @@ from vmbus_emu.topology.data import DiskSpec, NicSpec, SwitchSpec, Topology, VmS
 from vmbus_emu.topology.disk import DiskReader
 from vmbus_emu.topology.table import Table, describe, suggest
 
-TOP_KEYS = ("name", "arch", "transport", "poll", "hang_after", "policy", "hardware", "vm", "switch", "role")
-VM_KEYS = ("name", "memory", "integration_services", "address", "vmbus_version", "disk", "nic")
+TOP_KEYS = (
+    "name", "arch", "transport", "poll", "hang_after", "heartbeat", "policy", "hardware", "vm", "switch", "role",
+)
+VM_KEYS = ("name", "memory", "integration_services", "address", "vmbus_version", "clock_drift", "disk", "nic")
 NIC_KEYS = ("switch", "mac")
 SWITCH_KEYS = ("name",)
 HARDWARE_KEYS = ("model",)
@@ -99,6 +101,7 @@ class Reader:
             name, arch, transport, self._vms(top, switches), switches, self._policy(top),
             self._later(top, "hardware", HARDWARE_KEYS, "hardware models"), self._later(top, "role", None, "roles"),
             poll, hang_after_s,
+            top.parsed("heartbeat", data.parse_heartbeat, data.HEARTBEAT_RULE, data.DEFAULT_HEARTBEAT_S),
         )
 
     def _switches(self, top: Table) -> tuple[SwitchSpec, ...]:
@@ -215,6 +218,7 @@ class Reader:
         return VmSpec(
             name or f"vm[{index}]", memory, services, self._disks(table, files), self._nics(table, index, switches),
             self._address(table, index), version or None,
+            table.parsed("clock_drift", data.parse_drift, data.DRIFT_RULE, 0.0),
         )
 
     def _address(self, table: Table, index: int) -> str:

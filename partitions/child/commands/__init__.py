@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from partitions.child.commands import iobench, netbench, netwitness, network, storage, system, witness
+from partitions.child.commands import iobench, netbench, netwitness, network, services, storage, system, witness
 from partitions.child.console import Session
 
 
@@ -83,6 +83,14 @@ COMMANDS: dict[str, Command] = {
         Command("dmesg", "dmesg", "show the kernel log", system.dmesg),
         Command("hostname", "hostname", "print this guest's name", system.hostname),
         Command("uptime", "uptime", "print how long this guest has been running", system.uptime),
+        Command("date", "date [-n]", "print what this guest's clock shows; -n: in nanoseconds since 1970",
+                services.date),
+        Command("clock", "clock [drift PPM]",
+                "say how this guest's clock is disciplined; drift: make it run too fast by so many ppm",
+                services.clock),
+        Command("kvp", "kvp [get KEY|set KEY VALUE|delete KEY]",
+                "list what this guest and its host tell each other; get a value; set or delete one of this guest's own",
+                services.kvp),
         Command("uname", "uname", "say what this is", system.uname),
         Command("free", "free", "print the memory of this guest and of the process that carries it", system.free),
         Command("memcheck", "memcheck", "say whether somebody wrote over this guest's private memory", system.memcheck),
