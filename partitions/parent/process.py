@@ -134,7 +134,8 @@ class ParentProcess(VspCarrier):
         for name, vsp in self.vsps.items():
             vsp.offer_all(self._provider.add_vsp(name, vsp))
         Task(self.node.loop, self._prepare(config["components"], config["running"]))
-        self.node.loop.call_later(_COMPONENTS_AFTER_S, lambda: self._integration)
+        if "ic" in config:
+            self.node.loop.call_later(_COMPONENTS_AFTER_S, lambda: self._integration)
 
     @cached_property
     def _integration(self) -> IntegrationVsp:

@@ -362,3 +362,25 @@ def test_limits_are_reported_together_with_the_other_faults() -> None:
     lines = errors_of(None, Overrides(vms=60000, name="X"), limits=True)
     assert lines[0].startswith("flags:--name")
     assert any(line.startswith("limits:vms: 60000 VMs need") for line in lines[1:])
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("2s", 2.0), ("20ms", 0.02), ("60s", 60.0), ("1min", 60.0)])
+def test_the_time_between_heartbeats_can_be_chosen(value: str, seconds: float) -> None:
+    assert parse({"heartbeat": value}).heartbeat_s == seconds
+
+
+@pytest.mark.parametrize(("value", "ppm"), [("50ppm", 50.0), ("-0.5 ppm", -0.5), ("200000ppm", 200000.0)])
+def test_a_vms_clock_may_drift(value: str, ppm: float) -> None:
+    assert parse({"vm": [{"name": "a", "clock_drift": value}]}).vms[0].clock_drift_ppm == ppm
+
+
+@pytest.mark.parametrize(("document", "line"), [
+    ('heartbeat = "1ms"', 'lab.toml:heartbeat: is "1ms"; give a time from "20ms" to "60s"'),
+    ("heartbeat = 2", 'lab.toml:heartbeat: is 2; give a time from "20ms" to "60s"'),
+    ('[[vm]]\nname = "a"\nclock_drift = "fast"',
+     'lab.toml:a.clock_drift: is "fast"; give a rate from "-200000ppm" to "200000ppm"'),
+    ('[[vm]]\nname = "a"\nclock_drift = "200001ppm"',
+     'lab.toml:a.clock_drift: is "200001ppm"; give a rate from "-200000ppm" to "200000ppm"'),
+])
+def test_wrong_heartbeats_and_drifts_are_told(lab: Lab, document: str, line: str) -> None:
+    assert errors_of(lab(document)) == [line]

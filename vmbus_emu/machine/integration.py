@@ -120,6 +120,7 @@ class Integration:
     def fell(self, vm: str) -> None:
         """A VM that is a thread has ended."""
         self._hearts.pop(vm, None)
+        self.stops.fell(vm)
 
     # -- requests of clients ----------------------------------------------------------------------------
 

@@ -125,6 +125,13 @@ class Stops:
         if self._hosts[vm] != vm:  # a thread of the monolith ends with that, a process has yet to
             self._off(stopping)
 
+    def fell(self, vm: str) -> None:
+        """A VM that is a thread of the monolith ended by a bug of its own."""
+        stopping = self._stopping.get(vm)
+        if stopping is not None:
+            self._tell(stopping, {"error": f"{vm} died before it had shut down"})
+            self._forget(stopping)
+
     def as_asked(self, process: Process) -> bool:
         """Whether a process that was reaped is a VM that ended because it was asked to."""
         stopping = self._stopping.get(process.name)
