@@ -15,7 +15,7 @@ from vmbus_emu.cli.table import UNKNOWN, Column, age, json_text, rate, render, s
 _COLUMNS = (
     Column("NAME", shrinks=True), Column("ROLE", shrinks=True), Column("HOST", shrinks=True), Column("PID", right=True),
     Column("STATE", shrinks=True), Column("BEAT"), Column("INC", right=True), Column("CPU%", right=True),
-    Column("USS", right=True), Column("IO/S", right=True), Column("LAST-IO", right=True),
+    Column("USS", right=True), Column("IO/S", right=True), Column("LAST", right=True),
 )
 #: States in which the way a process ended is worth a word.
 _ENDED = frozenset(("dead", "halted"))
