@@ -27,6 +27,7 @@ from vmbus_emu.device import (
     BlockStats,
     Buffer,
     NetworkPort,
+    Op,
     PortInfo,
     PortStats,
     Receiver,
@@ -36,6 +37,8 @@ from vmbus_emu.loop import Loop
 
 #: Frames that wait for a VM's thread; more are dropped and counted by the switch.
 INBOX_FRAMES = 256
+#: What changes a medium.
+MUTATING = frozenset((Op.WRITE, Op.UNMAP))
 
 
 #: Taken by the first thread that panics, and never given back: others would write into its words.
@@ -101,10 +104,70 @@ class BoundDisk:
                 return
         self._hand_back(request, done)
 
+    # -- held still: nothing of this stands in the way of a request at any other time ------------------
+
+    def hold_writes(self) -> None:
+        """From now on no WRITE or UNMAP reaches the driver: it waits."""
+        if not isinstance(self._driver, _Holding):
+            self._driver = _Holding(self._driver)
+
+    def writes_settled(self) -> bool:
+        """Whether nothing that changes the medium is under way any more. Until then reads wait, too, or it might never
+        be seen."""
+        holding = self._driver
+        if isinstance(holding, _Holding) and not holding.settled and not holding.stats().outstanding:
+            holding.settled = True
+            self._release([request for request in holding.held if request.op not in MUTATING])
+            holding.held = [request for request in holding.held if request.op in MUTATING]
+        return not isinstance(holding, _Holding) or holding.settled
+
+    def release_writes(self) -> None:
+        """The end of that. Idempotent."""
+        holding = self._driver
+        if isinstance(holding, _Holding):
+            self._driver = holding.driver
+            self._release(holding.held)
+
+    def _release(self, requests: list[BlockRequest]) -> None:
+        driver = self._driver.driver if isinstance(self._driver, _Holding) else self._driver
+        with self._lock:
+            try:
+                for request in requests:
+                    driver.submit(request)
+            except BaseException:
+                panic(self._name)
+
     @staticmethod
     def _hand_back(request: BlockRequest, done: Callable[[BlockRequest], Any]) -> None:
         request.on_done = done
         done(request)
+
+
+class _Holding:
+    """Stands before a driver while nothing may change its medium."""
+
+    def __init__(self, driver: BlockDevice) -> None:
+        self.driver = driver
+        self.settled = False
+        self.held: list[BlockRequest] = []
+
+    @property
+    def info(self) -> BlockInfo:
+        return self.driver.info
+
+    def allocate(self, nbytes: int) -> memoryview:
+        return self.driver.allocate(nbytes)
+
+    def stats(self) -> BlockStats:
+        return self.driver.stats()
+
+    def submit(self, request: BlockRequest) -> None:
+        if request.op is Op.FLUSH or (self.settled and request.op not in MUTATING):
+            self.driver.submit(request)
+        elif len(self.held) >= self.info.queue_depth:
+            request.finish(Status.BUSY)
+        else:
+            self.held.append(request)
 
 
 def _nothing(request: BlockRequest) -> None:

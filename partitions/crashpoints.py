@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from vmbus_emu.node import load
-from vmbus_emu.protocol import nvsp, vmbus
+from vmbus_emu.protocol import ic, nvsp, vmbus
 from vmbus_emu.protocol.hypercall import Code
 from vmbus_emu.protocol.vstor import State
 from vmbus_emu.vp import VirtualProcessor
@@ -217,15 +217,30 @@ def _received_by_provider(kind: type) -> Hook:
     return hook
 
 
-def _sent_by_provider(name: str) -> Hook:
+#: The components' interfaces as an offer has them: nobody's service waits for these.
+_COMPONENTS = frozenset(one.interface.bytes_le for one in ic.COMPONENTS.values())
+
+
+def _by_provider(method: str, name: str) -> Hook:
+    """A message of that name that comes by ``method`` of the provider, unless it is about an integration component."""
     (number,) = (row.number for row in vmbus.MESSAGES if row.name == name)
 
+    def wanted(provider: Any, guest: Any, payload: bytes) -> bool:
+        if int.from_bytes(payload[:4], "little") != number:
+            return False
+        if name == "OFFERCHANNEL":
+            return payload[8:24] not in _COMPONENTS
+        device = guest.devices.get(int.from_bytes(payload[8:12], "little"))
+        return device is None or device.vsp != "ic"
+
     def hook(trap: Trap, patches: Patches, role: str) -> None:
-        provider = load("partitions.parent.provider:Provider")
-        _before(patches, provider, "_send", trap.reached,
-                lambda self, guest, payload: int.from_bytes(payload[:4], "little") == number)  # fmt: skip
+        _before(patches, load("partitions.parent.provider:Provider"), method, trap.reached, wanted)
 
     return hook
+
+
+def _sent_by_provider(name: str) -> Hook:
+    return _by_provider("_send", name)
 
 
 def _negotiate(trap: Trap, patches: Patches, role: str) -> None:
@@ -280,8 +295,8 @@ HOOKS: dict[str, dict[str, Hook]] = {
         "contact": _received_by_provider(vmbus.InitiateContact),
         "connected": _sent_by_provider("VERSION_RESPONSE"),
         "offer": _sent_by_provider("OFFERCHANNEL"),
-        "gpadl": _received_by_provider(vmbus.GpadlHeader),
-        "open": _received_by_provider(vmbus.OpenChannel),
+        "gpadl": _by_provider("_from_guest", "GPADL_HEADER"),
+        "open": _by_provider("_from_guest", "OPENCHANNEL"),
         "opened": _sent_by_provider("OPENCHANNEL_RESULT"),
         "negotiate": _negotiate,
     },

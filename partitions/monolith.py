@@ -37,18 +37,23 @@ from vmbus_emu.protocol.hypercall import Code, HvStatus
 from vmbus_emu.task import Task
 
 if TYPE_CHECKING:
+    from partitions.child.services import Services
     from partitions.emulated_guest import EmulatedGuest
     from partitions.faults import DriverFaults
+    from partitions.monolith_services import MonolithServices
 
 
 class GuestThread:
     """One VM: a thread with a loop of its own and the guest on it."""
 
-    def __init__(self, monolith: Monolith, config: Message) -> None:
+    def __init__(self, monolith: Monolith, config: Message, partition: int) -> None:
         self.name: str = config["name"]
+        self.partition = partition
         self.loop = Loop()
         self._monolith = monolith
         self.alive = True
+        self.failed = False         # by a bug of its own
+        self.gone = False           # it has ended, and nothing of it is left
         disks = {device: monolith.disk(self.name, device, self.loop) for device in config["disks"]}
         nics = {device: monolith.nic(self.name, device, self.loop) for device in config["nics"]}
         self.emulated: EmulatedGuest | None = None
@@ -73,6 +78,13 @@ class GuestThread:
         self._thread.join()
         self.loop.close()
 
+    @property
+    def services(self) -> Services:
+        return self.guest.services
+
+    def begin_shut_down(self, patience_s: float) -> None:
+        Task(self.loop, self.shut_down(patience_s))
+
     async def shut_down(self, patience_s: float) -> None:
         """On this thread: end in order, and the thread with it."""
         unflushed = await load("partitions.child.power_off:power_off")(self.guest, patience_s)
@@ -90,9 +102,10 @@ class GuestThread:
             self._monolith.from_guest({"t": "ready", "component": self.name})
             if self.emulated is not None:
                 self._monolith.from_guest({"t": "ready", "component": self.guest.worker})
+            self._monolith.up(self)
             self.loop.run()
         except Exception as error:  # guest code failed: this VM's end, and nobody else's
-            self.alive = False
+            self.alive, self.failed = False, True
             for line in traceback.format_exc().splitlines():
                 self._log(line)
             self._monolith.from_guest({"t": "component_died", "component": self.name, "why": repr(error)})
@@ -117,8 +130,8 @@ class Monolith:
         self._calls = 0
         self._guests: dict[str, GuestThread] = {}
         self._configs: dict[str, Message] = {}
-        self._numbers: dict[str, int] = {}          # of their partitions
         self._leaving: set[str] = set()
+        self._heartbeat_s = 0.0
         #: Answers whether everybody in here who runs a driver comes back from it.
         self.beat = LongCalls(node.loop, node.lifeline.send).answer
 
@@ -133,6 +146,7 @@ class Monolith:
         self._build_disks(disks)
         self._build_network(config["netvsp"])
         self._configs = {guest["name"]: guest for guest in config["guests"]}
+        self._heartbeat_s = config["heartbeat_s"]
         for component in ("hypervisor", "management", "storvsp", "netvsp"):
             self._node.ready(component)
         for name in self._configs:
@@ -183,7 +197,7 @@ class Monolith:
     def _bring_up(self, name: str) -> None:
         status, output = self._call(Code.CREATE_PARTITION, hv.CREATE_PARTITION.pack(0, 0, 0, name.encode()))
         if status is HvStatus.SUCCESS:
-            number = self._numbers[name] = hv.PARTITION_ID.unpack_from(output)[0]
+            number = hv.PARTITION_ID.unpack_from(output)[0]
             status, _ = self._call(Code.INITIALIZE_PARTITION, hv.PARTITION_ID.pack(number))
         if status is HvStatus.SUCCESS:
             status, _ = self._call(Code.START_VIRTUAL_PROCESSOR, hv.START_VP.pack(number, 0, 0))
@@ -212,17 +226,30 @@ class Monolith:
 
     def thread_ended(self, thread: GuestThread) -> None:
         """On a guest's thread, as its last word."""
+        self._node.loop.call_soon_threadsafe(self._ended, thread)
 
-        def ended() -> None:
-            if thread.name in self._leaving:
-                thread.let_go()
-                self._take_away(thread.name)
+    def _ended(self, thread: GuestThread) -> None:
+        """Of one that failed the rest stays as it is, until somebody takes it away."""
+        if not thread.failed:
+            self._let_go(thread)
+        if thread.name in self._leaving:
+            self._take_away(thread.name)
 
-        self._node.loop.call_soon_threadsafe(ended)
+    def _let_go(self, thread: GuestThread) -> None:
+        """Give back what a thread had, once; its VM may have another one by now."""
+        if thread.gone:
+            return
+        thread.gone = True
+        thread.let_go()
+        if self._guests.get(thread.name) is thread:
+            del self._guests[thread.name]
+        self._call(Code.FINALIZE_PARTITION, hv.PARTITION_ID.pack(thread.partition))
+        self._call(Code.DELETE_PARTITION, hv.PARTITION_ID.pack(thread.partition))
 
     def _take_away(self, name: str) -> None:
         self._leaving.discard(name)
-        self._guests.pop(name, None)
+        if name in self._guests:
+            self._let_go(self._guests[name])
         config = self._configs.pop(name, None)
         if config is not None:
             for device in config["nics"]:
@@ -233,9 +260,6 @@ class Monolith:
             for device in config["disks"]:
                 del self._disk_locks[f"{name}.{device}"]
                 self._disks.take_out(f"{name}.{device}")()
-            number = self._numbers.pop(name, 0)
-            self._call(Code.FINALIZE_PARTITION, hv.PARTITION_ID.pack(number))
-            self._call(Code.DELETE_PARTITION, hv.PARTITION_ID.pack(number))
         self._node.lifeline.send({"t": "partition_ended", "name": name})
 
     def _call(self, code: Code, block: bytes) -> tuple[HvStatus, bytes]:
@@ -247,7 +271,7 @@ class Monolith:
                 case Reply(_, _, status, output):
                     answer = (status, output)
                 case PowerOn(partition, vp, name):
-                    thread = self._guests[name] = GuestThread(self, self._configs[name])
+                    thread = self._guests[name] = GuestThread(self, self._configs[name], partition)
                     effects += self._hypervisor.powered((partition, vp), partition)
                     thread.start()
         return answer
@@ -257,6 +281,11 @@ class Monolith:
     def from_guest(self, message: Message) -> None:
         """On a guest's thread: pass a message to the machine, from the thread that owns the lifeline."""
         self._node.loop.call_soon_threadsafe(self._node.lifeline.send, message)
+
+    def up(self, thread: GuestThread) -> None:
+        """On a guest's thread: it has started."""
+        if self._configs[thread.name]["components"]:
+            self._node.loop.call_soon_threadsafe(lambda: self._services.started(thread))
 
     def handle(self, message: Message, fds: list[int]) -> None:
         if message["t"] == "medium":
@@ -273,11 +302,23 @@ class Monolith:
             for thread in self._guests.values():
                 thread.loop.call_soon_threadsafe(thread.guest.know, message["hosts"])
         elif message["t"] == "shut_down":
-            thread = self._guests[message["vm"]]
-            thread.loop.call_soon_threadsafe(Task, thread.loop, thread.shut_down(message["patience_s"]))
+            if message["vm"] in self._guests:  # else it has shut down meanwhile
+                thread = self._guests[message["vm"]]
+                thread.loop.call_soon_threadsafe(thread.begin_shut_down, message["patience_s"])
+        elif message["t"] == "integration":
+            self._services.order(message)
+        elif message["t"] == "start_vm":
+            self._bring_up(message["vm"])
         elif "session" in message:
             for thread in [self._guests[message["vm"]]] if "vm" in message else self._guests.values():
                 thread.loop.call_soon_threadsafe(thread.guest.console.handle, message)
+
+    @cached_property
+    def _services(self) -> MonolithServices:
+        services: MonolithServices = load("partitions.monolith_services:MonolithServices")(
+            self._node.loop, self._node.lifeline.send, self._guests, self._heartbeat_s
+        )
+        return services
 
     @cached_property
     def _faults(self) -> DriverFaults:

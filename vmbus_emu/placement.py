@@ -83,7 +83,12 @@ VSPS = {
 }
 
 #: How the names of a VSP's channel sockets begin: short, for socket paths have 107 bytes.
-_CHANNELS = {"storvsp": "st", "netvsp": "nt"}
+_CHANNELS = {"storvsp": "st", "netvsp": "nt", "ic": "ic"}
+
+#: One more VSP, of the integration components: no component, but a part of the parent wherever that is.
+INTEGRATION_ENTRY = "partitions.parent.integration:IntegrationVsp"
+#: The integration components of a VM that has them, in the order of their rings.
+INTEGRATION = ("heartbeat", "shutdown", "timesync", "kvp", "vss")
 
 #: What only ``ring`` needs, loaded where it is needed.
 TRANSPORT_ENTRIES = {
@@ -113,6 +118,12 @@ STORAGE_PAGES_PER_DISK = 32
 NETWORK_GPA = 1 << 33
 #: One NIC's rings and buffers; NICs share nothing.
 NETWORK_PAGES_PER_NIC = 128
+INTEGRATION_GPA = 3 << 32
+#: The rings of one integration component's channel.
+INTEGRATION_PAGES_PER_COMPONENT = 6
+
+#: VMs whose VMBus driver is limited to these versions are old, and so are their integration components.
+FIRST_GENERATION = ("2.4",)
 
 #: What a VM without integration services shares with its worker: below 4 GiB, where emulated devices reach. What each
 #: channel of the IDE controller needs, buffers for data, and each adapter's rings.
@@ -185,6 +196,9 @@ def preloaded(topology: Topology, spec: ProcessSpec) -> list[str]:
         own.append(TRANSPORT_ENTRIES["asking"])
     if any(name in VSPS for name in names) and topology.transport == "ring":
         own += [TRANSPORT_ENTRIES["channels"], TRANSPORT_ENTRIES["inbox"]]
+    if "parent" in names:
+        own.append(INTEGRATION_ENTRY)
+        own += [TRANSPORT_ENTRIES[what] for what in ("channels", "inbox") if topology.transport == "ring"]
     own += [VSPS[name] for name in names if name in VSPS]
     if "storvsp" in names:
         own += sorted({DRIVERS[disk.kind] for vm in topology.vms for disk in vm.disks})
@@ -226,6 +240,17 @@ def components(topology: Topology) -> Iterator[ComponentSpec]:
             yield ComponentSpec(worker_of(vm.name), "worker")
 
 
+def integration_carrier(topology: Topology) -> str:
+    """The process with the integration services."""
+    return "hypervisor" if topology.arch == "monolithic" else "parent"
+
+
+def serves(spec: ProcessSpec) -> list[str]:
+    """The VSPs in a process like ``spec``, the integration components' included."""
+    names = [component.name for component in spec.components]
+    return [name for name in names if name in VSPS] + (["ic"] if "parent" in names else [])
+
+
 def channel_names(vsp: str, incarnation: int) -> str:
     """How the names of the channel sockets of an incarnation of a VSP's process begin."""
     return f"{_CHANNELS[vsp]}{incarnation}-"
@@ -253,9 +278,14 @@ def configuration(
         "transport": topology.transport,
         "poll": topology.poll,
         "hypervisor_recovers": recovers(topology),
+        "heartbeat_s": topology.heartbeat_s,
     }
     if "parent" in names:
         config["io_memory"] = {vm.name: synthetic_memory(vm) for vm in topology.vms}
+        config["ic"] = {
+            "entry": INTEGRATION_ENTRY, "channels": channel_names("ic", incarnation),
+            "vms": {vm.name: INTEGRATION for vm in topology.vms},
+        }  # fmt: skip
     if "storvsp" in names:
         config["storvsp"] = {
             "entry": VSPS["storvsp"], "disks": disks(topology), "channels": channel_names("storvsp", incarnation),
@@ -354,6 +384,9 @@ def guest(topology: Topology, vm: VmSpec) -> dict[str, Any]:
         "vmbus_version": vm.vmbus_version,
         "integration_services": vm.integration_services,
         "worker": "" if vm.integration_services else worker_of(vm.name),
+        "components": INTEGRATION if vm.integration_services else (),
+        "component_framework": (1, 0) if vm.vmbus_version in FIRST_GENERATION else None,
+        "clock_drift_ppm": vm.clock_drift_ppm,
         "io_memory": io_memory(vm),
     }
 
@@ -377,4 +410,6 @@ def synthetic_memory(vm: VmSpec) -> list[dict[str, Any]]:
         regions.append({"vsp": "storvsp", "gpa": STORAGE_GPA, "pages": pages})
     if vm.nics:
         regions.append({"vsp": "netvsp", "gpa": NETWORK_GPA, "pages": NETWORK_PAGES_PER_NIC * len(vm.nics)})
+    pages = INTEGRATION_PAGES_PER_COMPONENT * len(INTEGRATION)
+    regions.append({"vsp": "ic", "gpa": INTEGRATION_GPA, "pages": pages})
     return regions

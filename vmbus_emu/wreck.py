@@ -44,7 +44,8 @@ def _oom(value: Any) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     taken = []
     while True:
-        taken.append(bytearray(b"\1") * _PIECE)  # touched, every page of it
+        # Touched, every page of it. A bytearray that cannot be had makes CPython 3.11 say more than that it cannot.
+        taken.append(b"\1" * _PIECE)
 
 
 def _exit(value: Any) -> None:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
-from partitions.child.links import RECEIVE, RING, SEND, Links, Place, disk_place, nic_place
+from partitions.child.ic_session import IcDevice
+from partitions.child.links import RECEIVE, RING, SEND, Links, Place, component_place, disk_place, nic_place
 from partitions.child.netvsc import LentBuffer, NetVsc
 from partitions.child.storvsc import StorVsc
 from vmbus_emu.channel import Channel
@@ -45,6 +46,10 @@ _RELEASE_AFTER_S = 0.01
 #: How long a NIC lets the disks go first, in seconds, at most. Both ask the same host, and a program without its disk
 #: stands still, while one without its network tries again.
 _DISKS_FIRST_S = 0.05
+#: How long integration components let disks and NICs go first, at most. Nobody but management waits for them.
+_DEVICES_FIRST_S = 1.0
+#: And after these are there, for so long: other guests on the same host may be waiting for theirs.
+_OTHERS_FIRST_S = 0.1
 
 
 @dataclass(slots=True)
@@ -74,26 +79,30 @@ class BusDriver:
         vp: VirtualProcessor,
         disks: Mapping[bytes, StorVsc],
         nics: Mapping[bytes, NetVsc],
+        components: Mapping[bytes, IcDevice],
         newest_version: str | None,
         log: Callable[[str], Any],
         on_ready: Callable[[bool, str], Any],
         on_event: Callable[[str, str, int], Any],
     ) -> None:
-        """``on_event(what, device's name, number)``: a device was detached, or attached with so many requests sent
+        """``components``: integration components; nothing waits for them, and ``on_event`` does not tell of them.
+        ``on_event(what, device's name, number)``: a device was detached, or attached with so many requests sent
         again."""
         self._loop = loop
         self._links = links
         self._on_event = on_event
         self._vp = vp
-        self._devices: dict[bytes, StorVsc | NetVsc] = {**disks, **nics}
+        self._devices: dict[bytes, StorVsc | NetVsc | IcDevice] = {**disks, **nics, **components}
+        self._components = components
         self._places = {instance: disk_place(index) for index, instance in enumerate(disks)}
         self._places |= {instance: nic_place(index) for index, instance in enumerate(nics)}
+        self._places |= {instance: component_place(index) for index, instance in enumerate(components)}
         self._log = log
         self._on_ready = on_ready
-        self._missing = set(self._devices)
+        self._missing = {*disks, *nics}
         self._channels: dict[int, Channel] = {}
         self._offered_devices: dict[int, _Offered] = {}     # by relid
-        self._later: list[_Offered] = []                    # NICs that let the disks go first
+        self._later: list[_Offered] = []                    # who lets others go first
         self._open_id = itertools.count(1)
         self._effects: deque[fx.ClientEffect] = deque()
         self._draining = False
@@ -171,29 +180,36 @@ class BusDriver:
         if device is None:
             self._log(f"vmbus: no driver for {_kind(offer)} {offer.instance_guid}")
             return
-        vsp = "netvsp" if isinstance(device, NetVsc) else "storvsp"
+        vsp = _vsp_of(device)
         coming = self._offered_devices[offer.relid] = _Offered(offer, vsp, self._places[offer.instance])
-        if vsp == "netvsp" and self._disks_are_coming():
+        if self._lets_others_go_first(coming):
             self._later.append(coming)
-            self._loop.call_later(_DISKS_FIRST_S, self._lend_later_ones)
+            longest = _DISKS_FIRST_S if vsp == "netvsp" else _DEVICES_FIRST_S
+            self._loop.call_later(longest, self._lend_later_one, coming)
         else:
             self._lend(coming)
 
-    def _disks_are_coming(self) -> bool:
-        return any(one.vsp == "storvsp" and not one.settled for one in self._offered_devices.values())
+    def _lets_others_go_first(self, coming: _Offered) -> bool:
+        firsts = _FIRST[coming.vsp]
+        if coming.vsp == "ic" and self._missing:  # it boots: of some of its devices there is no offer yet
+            return True
+        return any(one.vsp in firsts and not one.settled for one in self._offered_devices.values())
 
     def _settled(self, coming: _Offered | None) -> None:
         """Nothing more is to be done for a device now."""
         if coming is not None:
             coming.settled = True
-        if self._later and not self._disks_are_coming():
-            self._lend_later_ones()
+        for one in [one for one in self._later if not self._lets_others_go_first(one)]:
+            if one.vsp == "ic":
+                self._loop.call_later(_OTHERS_FIRST_S, self._lend_later_one, one)
+            else:
+                self._lend_later_one(one)
 
-    def _lend_later_ones(self) -> None:
-        later, self._later = self._later, []
-        for nic in later:
-            if self._offered_devices.get(nic.offer.relid) is nic:
-                self._lend(nic)
+    def _lend_later_one(self, coming: _Offered) -> None:
+        if coming in self._later:
+            self._later.remove(coming)
+            if self._offered_devices.get(coming.offer.relid) is coming:
+                self._lend(coming)
 
     def _lend(self, coming: _Offered) -> None:
         needs = self._links.nic_needs if coming.vsp == "netvsp" else self._links.disk_needs
@@ -259,13 +275,14 @@ class BusDriver:
         if not ok:
             self._failing(relid, "its device did not come up")
             return
-        self._settled(coming)
         coming.reopen_after = _FIRST_REOPEN_S
         device = self._devices[instance]
-        self._on_event("attached", device.name, device.resubmitted)
-        self._missing.discard(instance)
-        if not self._missing:
-            self._on_ready(True, "")
+        if instance not in self._components:
+            self._on_event("attached", device.name, device.resubmitted)
+            self._missing.discard(instance)
+            if not self._missing:
+                self._on_ready(True, "")
+        self._settled(coming)
 
     def _failing(self, relid: int, why: str) -> None:
         coming = self._offered_devices.get(relid)
@@ -315,7 +332,8 @@ class BusDriver:
     def _detach(self, coming: _Offered) -> None:
         device = self._devices[coming.offer.instance]
         device.detach()
-        self._on_event("detached", device.name, 0)
+        if coming.offer.instance not in self._components:
+            self._on_event("detached", device.name, 0)
 
     def _failed(self, relid: int, reason: str) -> None:
         """The host broke the protocol on this channel, which is closed already. It is taken back whole, and then
@@ -365,7 +383,7 @@ class BusDriver:
                 if self.client.channel_state(relid) is not ClientChannelState.OPENING:  # its result comes first
                     self._apply(self.client.release(relid))
         for device in self._devices.values():
-            if isinstance(device, NetVsc) == (vsp == "netvsp"):
+            if _vsp_of(device) == vsp:
                 self._give_up(device)
 
     def abandon_device(self, name: str) -> None:
@@ -374,9 +392,10 @@ class BusDriver:
             if device.name == name:
                 self._give_up(device)
 
-    def _give_up(self, device: StorVsc | NetVsc) -> None:
+    def _give_up(self, device: StorVsc | NetVsc | IcDevice) -> None:
         device.give_up()
-        self._on_event("given up", device.name, 0)
+        if not isinstance(device, IcDevice):
+            self._on_event("given up", device.name, 0)
 
     def listing(self) -> list[tuple[int, str, str, str]]:
         """For ``lsvmbus``: relid, kind, instance id and state of every channel."""
@@ -385,6 +404,16 @@ class BusDriver:
             state = self.client.channel_state(offer.relid)
             rows.append((offer.relid, _kind(offer), str(offer.instance_guid), state.value if state else "?"))
         return rows
+
+
+#: Of whose devices on their way up a VSP's devices do not get in the way.
+_FIRST: Mapping[str, tuple[str, ...]] = {"storvsp": (), "netvsp": ("storvsp",), "ic": ("storvsp", "netvsp")}
+
+
+def _vsp_of(device: StorVsc | NetVsc | IcDevice) -> str:
+    if isinstance(device, IcDevice):
+        return "ic"
+    return "netvsp" if isinstance(device, NetVsc) else "storvsp"
 
 
 def _kind(offer: OfferChannel) -> str:

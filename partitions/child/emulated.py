@@ -67,7 +67,8 @@ class EmulatedChildProcess:
         elif self._vp is not None and message["t"] == "hypervisor":
             self._vp.reconnect(message["socket"])
         elif self._guest is not None and message["t"] == "shut_down":
-            Task(self._node.loop, load("partitions.child.power_off:leave")(self._node, self._guest, message))
+            leave = load("partitions.child.power_off:leave")
+            Task(self._node.loop, leave(self._node, self._guest, message["patience_s"]))
 
     def stats(self) -> dict[str, dict[str, Any]]:
         return {} if self._guest is None else {self._node.name: self._guest.stats()}

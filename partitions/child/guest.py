@@ -14,6 +14,7 @@ from typing import Any
 from partitions.child.bulk import Receiver
 from partitions.child.console import Console
 from partitions.child.inet import IpStack
+from partitions.child.services import Services
 from vmbus_emu.canary import Canary
 from vmbus_emu.device import BlockDevice, NetworkPort
 from vmbus_emu.loop import Loop
@@ -62,6 +63,7 @@ class Guest:
         )
         #: What other guests send in bulk arrives there.
         self.receiver = None if self.ip is None else Receiver(self.ip)
+        self.services = Services(self, config.get("clock_drift_ppm", 0.0))
         self.console = Console(self, send)
 
     def know(self, hosts: Mapping[str, str]) -> None:

@@ -29,6 +29,8 @@ _DISK_RING_PAGES = 13, 13  # as many as one message describes
 #: Page 0 of each NIC's part of the network region: its rings, receive buffer, send buffer, and room for copies.
 _NIC_PAGES = 128
 _NIC_RING_PAGES = 12, 12
+#: Of an integration component: its messages are short, and one is under way at a time.
+_COMPONENT_RING_PAGES = 3, 3
 _RECEIVE_PAGES, _SEND_PAGES = 26, 48    # 57 full frames; 32 sections
 
 
@@ -56,6 +58,11 @@ def nic_place(index: int) -> Place:
         SEND: (first + rings + _RECEIVE_PAGES, _SEND_PAGES),
         COPIES: (first + rings + _RECEIVE_PAGES + _SEND_PAGES, _NIC_PAGES - rings - _RECEIVE_PAGES - _SEND_PAGES),
     }, up)
+
+
+def component_place(index: int) -> Place:
+    up, down = _COMPONENT_RING_PAGES
+    return Place({RING: (index * (up + down), up + down)}, up)
 
 
 class Links:

@@ -5,8 +5,6 @@ Loaded with the first such order.
 
 from __future__ import annotations
 
-from typing import Any
-
 from partitions.child.commands import blockio
 from partitions.child.console import CommandError
 from partitions.child.guest import Guest
@@ -42,9 +40,9 @@ async def power_off(guest: Guest, patience_s: float) -> list[str]:
     return unflushed
 
 
-async def leave(node: Node, guest: Guest, order: dict[str, Any]) -> None:
-    """Power ``guest`` off, whose process this is, and end the process. ``order``: the machine's ``shut_down``."""
-    unflushed = await power_off(guest, order["patience_s"])
+async def leave(node: Node, guest: Guest, patience_s: float) -> None:
+    """Power ``guest`` off, whose process this is, and end the process. ``patience_s``: as above."""
+    unflushed = await power_off(guest, patience_s)
     line = node.lifeline
     line.send({"t": "shut_down", "component": node.name, "unflushed": unflushed})
     while line.backlog:  # output of commands, which leaves before

@@ -7,12 +7,14 @@ from typing import Any
 
 from partitions.child import commands
 from partitions.child.bus import BusDriver
+from partitions.child.components import GuestComponents
 from partitions.child.guest import Guest
 from partitions.child.links import Links
 from partitions.child.netvsc import NetVsc
 from partitions.child.storvsc import StorVsc
 from vmbus_emu.lifeline import Message
 from vmbus_emu.node import Node, load
+from vmbus_emu.protocol.ic import COMPONENTS
 from vmbus_emu.task import Task
 from vmbus_emu.vp import VirtualProcessor
 
@@ -33,11 +35,15 @@ class ChildProcess:
     def start(self, config: Message) -> None:
         node = self._node
         (guest,) = config["guests"]
-        node.max_sockets += len(guest["disks"]) + len(guest["nics"])    # each device may have one of its own
+        node.max_sockets += len(guest["disks"]) + len(guest["nics"]) + len(guest["components"])
         links = self.links(node, config, guest)
         disks = {name: StorVsc(node.loop, name, self._kernel_log, links.allocate) for name in guest["disks"]}
         nics = {name: NetVsc(node.loop, name, self._kernel_log) for name in guest["nics"]}
         self._guest = Guest(node.loop, guest, disks, nics, node.lifeline.send, node.log)
+        services = self._guest.services
+        services.shut_down = self._begin_shut_down
+        newest = tuple(guest["component_framework"]) if guest["component_framework"] else None
+        components = GuestComponents(node.loop, services, self._kernel_log, newest).devices
         vp = self._vp = VirtualProcessor(node.loop, node.context)
         vp.recoverable = config["hypervisor_recovers"]
         bus = self._bus = BusDriver(
@@ -46,6 +52,7 @@ class ChildProcess:
             vp,
             {guest["disks"][name]: disk for name, disk in disks.items()},
             {guest["nics"][name]: nic for name, nic in nics.items()},
+            {COMPONENTS[name].instance.bytes_le: components[name] for name in guest["components"]},
             guest["vmbus_version"],
             self._kernel_log,
             self._bus_ready,
@@ -54,9 +61,9 @@ class ChildProcess:
         self._guest.bus_listing = bus.listing
         self._guest.link_counters = links.counters
         vp.connect(config["socket"])
-        if disks or nics:
+        if disks or nics or guest["components"]:
             bus.start()
-        else:
+        if not disks and not nics:
             self._bus_ready(True, "")
 
     def links(self, node: Node, config: Message, guest: Message) -> Links:
@@ -98,7 +105,10 @@ class ChildProcess:
         elif self._guest is not None and message["t"] == "hosts":
             self._guest.know(message["hosts"])
         elif self._guest is not None and message["t"] == "shut_down":
-            Task(self._node.loop, load("partitions.child.power_off:leave")(self._node, self._guest, message))
+            self._begin_shut_down(message["patience_s"])
+
+    def _begin_shut_down(self, patience_s: float) -> None:
+        Task(self._node.loop, load("partitions.child.power_off:leave")(self._node, self._guest, patience_s))
 
     def stats(self) -> dict[str, dict[str, Any]]:
         return {} if self._guest is None else {self._node.name: self._guest.stats()}

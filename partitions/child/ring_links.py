@@ -67,7 +67,7 @@ class RingLinks(Links):
         middle = first + place.downstream
         region = self._regions[vsp]
         to_host, to_guest = region.ring(range(first, middle)), region.ring(range(middle, first + pages))
-        pools = self._disk_pools
+        pools = self._disk_pools if vsp == "storvsp" else ()
         if COPIES in place.parts:
             pools = (Pool(region, *place.parts[COPIES]),)
         try:

@@ -96,6 +96,7 @@ class StorVsc:
         self._no_room = False           # a request found none, and waits for some
         self._in_place = False          # the channel shares memory: what is read is in its buffer already
         self._gave_up = False
+        self._holding = False           # no WRITE or UNMAP is sent
         self._spoken: int | None = None  # the protocol version, once agreed on
         self._next_id = 1
         self._outstanding: dict[int, BlockRequest] = {}     # by transaction id, in the order sent
@@ -157,6 +158,22 @@ class StorVsc:
             self._ready, self._attaches, self._resubmitted, self._held_back, len(self._held), self._protocol_errors,
             self._unknown_completions, self._wrong_lengths,
         )  # fmt: skip
+
+    # -- held still ---------------------------------------------------------------------------------------------
+
+    def hold_writes(self) -> None:
+        """From now on nothing that changes the medium is sent: it waits, as without a channel."""
+        self._holding = True
+
+    def writes_settled(self) -> bool:
+        """Whether nothing that changes the medium is under way any more."""
+        return not self._changing
+
+    def release_writes(self) -> None:
+        """The end of that. Idempotent."""
+        self._holding = False
+        if self._ready:
+            self._release()
 
     # -- the channel's life -------------------------------------------------------------------------------------
 
@@ -229,7 +246,10 @@ class StorVsc:
     # -- order among overlapping requests -----------------------------------------------------------------------
 
     def _must_wait(self, request: BlockRequest, earlier: Iterable[BlockRequest]) -> bool:
-        """Whether ``request`` and an outstanding one, or one of ``earlier``, must not be under way together."""
+        """Whether ``request`` and an outstanding one, or one of ``earlier``, must not be under way together, or it is
+        one that is held."""
+        if self._holding and request.op in MUTATING:
+            return True
         if (self._changing or request.op in MUTATING) and overlaps(request, self._outstanding.values()):
             return True
         return bool(earlier) and overlaps(request, earlier)

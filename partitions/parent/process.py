@@ -30,6 +30,7 @@ from vmbus_emu.vp import VirtualProcessor
 
 if TYPE_CHECKING:
     from partitions.faults import DriverFaults
+    from partitions.parent.integration import IntegrationVsp
     from partitions.parent.rehearsal import Rehearsal
 
 #: Channels a process can serve: one ZeroMQ socket each. libzmq allocates 12 bytes for each at the start.
@@ -37,6 +38,8 @@ MAX_CHANNELS = 16384
 #: Between two attempts of a VSP to reach the provider, in seconds.
 #: A spare rehearses when nothing died for so long: it costs as much as it saves where one death follows the other.
 _CALM_S = 0.15
+#: After the parent's start the integration components let disks and NICs go first for so long, in seconds.
+_COMPONENTS_AFTER_S = 0.05
 _FIRST_RETRY_S = 0.001
 _LAST_RETRY_S = 0.25
 
@@ -159,10 +162,12 @@ class ParentProcess(VspCarrier):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self._begun = False
+        self._config: Message = {}
         self._provider = Provider(node.loop, self.vp, node.log, self._good)
 
     def start(self, config: Message) -> None:
         self._begun = True
+        self._config = config
         if config["transport"] == "ring":
             self._provider.share_memory(config["io_memory"])
         self.prepare(config)
@@ -170,6 +175,23 @@ class ParentProcess(VspCarrier):
         for name, vsp in self.vsps.items():
             vsp.offer_all(self._provider.add_vsp(name, vsp))
         Task(self.node.loop, self._prepare(config["components"], config["running"]))
+        if "ic" in config:
+            self.node.loop.call_later(_COMPONENTS_AFTER_S, lambda: self._integration)
+
+    @cached_property
+    def _integration(self) -> IntegrationVsp:
+        """Made after a while, or when it is wanted."""
+        vsp: IntegrationVsp = load(self._config["ic"]["entry"])(self.node, self._config)
+        vsp.offer_all(self._provider.add_vsp(vsp.NAME, vsp))
+        return vsp
+
+    def _add_to_integration(self, arrival: Message) -> None:
+        """A VM came; before the integration components are made, their configuration has it."""
+        if "_integration" not in self.__dict__:
+            if "ic" in self._config:
+                self._config["ic"]["vms"][arrival["vm"]] = arrival["components"]
+        elif not self._integration.has(arrival["vm"]):
+            self._integration.add_vm(arrival)
 
     def _good(self) -> None:
         """The provider has done what it is for; where VSPs live here, too, that is for them to say."""
@@ -187,16 +209,36 @@ class ParentProcess(VspCarrier):
         if message["t"] == "vm_added":
             self._provider.vm_added(message["vm"], message["io_memory"])
             self.vm_added(message)
+            self._add_to_integration(message)
+        elif message["t"] == "vm_removed":
+            super().handle(message, fds)
+            if "_integration" in self.__dict__:
+                self._integration.remove_vm(message["vm"])
+            elif "ic" in self._config:
+                self._config["ic"]["vms"].pop(message["vm"], None)
         elif message["t"] == "peer_died":
             self._provider.peer_died(message["name"], message["incarnation"], message["partition"])
         elif message["t"] == "partition":
             if self._begun:  # otherwise our configuration will say it
                 self._provider.started(message["partition"], message["name"], message["kind"])
+        elif message["t"] == "integration":
+            self._order(message)
         else:
             super().handle(message, fds)
 
+    def _order(self, order: Message) -> None:
+        """Management wants something of a guest."""
+
+        def done(outcome: Mapping[str, Any]) -> None:
+            self.node.lifeline.send({"t": "integration_done", "id": order["id"], **outcome})
+
+        load("partitions.parent.integration_orders:carry_out")(self._integration, self.node.loop, order, done)
+
     def stats(self) -> dict[str, Mapping[str, Any]]:
-        return {"parent": self._provider.stats(), **super().stats()}
+        parent = dict(self._provider.stats())
+        if "_integration" in self.__dict__:
+            parent["counters"] = {**parent["counters"], **self._integration.counters()}
+        return {"parent": parent, **super().stats()}
 
 
 class VspProcess(VspCarrier):

@@ -218,7 +218,7 @@ class Rehearsal:
         self._component.handle(medium, [self._file])
         region = {"vsp": "storvsp", "gpa": _GPA, "pages": _PAGES}
         self._component.start({
-            **{name: value for name, value in config.items() if name != "netvsp"},
+            **{name: value for name, value in config.items() if name not in ("netvsp", "ic")},
             "socket": socket, "components": [], "running": [(_GUEST, self._vm, "child")],
             "io_memory": {self._vm: [region]},
             "storvsp": {**config["storvsp"], "disks": [disk], "channels": names},

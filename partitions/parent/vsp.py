@@ -43,7 +43,7 @@ class Device:
 class Vsp:
     """Base of the VSPs; implements :class:`~partitions.parent.vsplink.VspSide`."""
 
-    #: The component's name.
+    #: Its name, by which the provider knows it.
     NAME: str
     #: The interface id of every device of this VSP.
     INTERFACE: UUID
@@ -53,6 +53,8 @@ class Vsp:
     def __init__(self, node: Node, config: dict[str, Any]) -> None:
         self._node = node
         self._loop = node.loop
+        #: What it is called towards the machine.
+        self.component = self.NAME
         self._names: str = config[self.NAME]["channels"]    # how those of its channels begin
         self._channels: Channels
         if config["transport"] == "ring":
@@ -67,6 +69,9 @@ class Vsp:
         self._parts: dict[tuple[int, int], bytes] = {}     # of GPADLs whose pages come in several messages
 
     # -- for subclasses -------------------------------------------------------------------------------
+
+    def interface(self, device: Device) -> UUID:
+        return self.INTERFACE
 
     def open_session(self, device: Device, channel: Channel) -> None:
         """Serve ``device`` on ``channel``."""
@@ -85,7 +90,7 @@ class Vsp:
         """This process has done what it is for: whoever counts its deaths may begin anew. Once is enough."""
         if not self._was_good:
             self._was_good = True
-            self._node.lifeline.send({"t": "good", "component": self.NAME})
+            self._node.lifeline.send({"t": "good", "component": self.component})
 
     # -- offering -----------------------------------------------------------------------------------
 
@@ -107,7 +112,7 @@ class Vsp:
         if self._provider is not None and device.ending is None and not device.removed:
             device.revoked = False
             self._provider.offer(
-                device.key, device.vm, self.INTERFACE.bytes_le, device.instance, device.endpoint.encode()
+                device.key, device.vm, self.interface(device).bytes_le, device.instance, device.endpoint.encode()
             )
 
     def provider_gone(self) -> None:
@@ -233,8 +238,8 @@ class Vsp:
         """
         device = self._devices[key]
         if device.revoked and not device.removed:
-            message = {"t": "lost", "component": self.NAME, "vm": device.vm, "device": device.name, "pid": device.pid}
-            self._node.lifeline.send(message)
+            lost = {"component": self.component, "vm": device.vm, "device": device.name, "pid": device.pid}
+            self._node.lifeline.send({"t": "lost", **lost})
 
     def partition_gone(self, partition: int, vm: str) -> None:
         self._channels.forget(partition)

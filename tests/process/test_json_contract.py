@@ -17,7 +17,7 @@ ROW: dict[str, tuple[type, ...]] = {
     "name": (str,), "role": (str,), "host": (str,), "pid": (int,), "state": (str,), "incarnation": (int,),
     "signal": (str, type(None)), "exit_code": (int, type(None)), "cpu_percent": (*NUMBER, type(None)),
     "uss_bytes": (int, type(None)), "io_per_s": (*NUMBER, type(None)), "last_io_age_s": (*NUMBER, type(None)),
-    "restarts": (int,), "counters": (dict,),
+    "restarts": (int,), "counters": (dict,), "heartbeat": (str, type(None)),
 }
 HOSTS = {
     "monolithic": {

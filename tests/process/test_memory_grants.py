@@ -162,7 +162,7 @@ def test_what_is_handed_out_is_the_real_thing_with_no_more_than_the_granted_acce
 
 
 @pytest.mark.parametrize(("transport", "expected"), [
-    ("ring", {"vm1": [2336, 128], "vm2": [128], "vm3": [], "parent": []}),
+    ("ring", {"vm1": [2336, 128, 30], "vm2": [128, 30], "vm3": [30], "parent": []}),
     ("zmq", {"vm1": [], "vm2": [], "vm3": [], "parent": []}),
 ])
 def test_the_io_memory_of_a_vm_is_there_on_the_ring_only_and_cannot_be_cut_short(

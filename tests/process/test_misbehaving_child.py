@@ -47,6 +47,7 @@ ATTACKS: dict[str, tuple[str, str, bool]] = {
     "vmbus_messages": ("parent", "refused", True),
     "own_channel": ("storvsp", "protocol_errors", True),
     "own_channel_oversized": ("", "", True),
+    "component_garbage": ("parent", "ic_protocol_errors", True),
     "realtime_signal": ("", "", False),
 }
 
@@ -95,8 +96,10 @@ def test_no_attack_of_a_guest_reaches_anybody_else(hostile: Lab, wait: Wait, att
              f"{component}'s counter {counter} shows it")
     after = is_fine(hostile, machine, before)
     assert after["vm1"]["pid"] == before["vm1"]["pid"]
-    alive = "hung" if attack == "lifeline_closed" else "ready"      # it lives, and answers nobody
-    assert (after["vm1"]["state"] == alive) == survives
+    if attack == "lifeline_closed":     # it lives, and answers the machine no more, if it does its heartbeat
+        wait(lambda: hostile.rows(machine)["vm1"]["state"] == "hung", "it is shown as hung")
+    else:
+        assert (after["vm1"]["state"] == "ready") == survives
     assert not list(Path(hostile.base).rglob("escaped*"))
     if attack == "lifeline_closed":  # nobody can ask it to stop any more
         steps: list[Mapping[str, Any]] = []
@@ -112,6 +115,23 @@ def test_a_guest_that_broke_its_channel_lost_its_disk_and_nothing_else(hostile: 
     machine.exec("vm1", "attack own_channel")
     wait(lambda: b"disk is gone" in machine.exec("vm1", "read disk0 0 512").stderr, "vm1 knows that its disk is gone")
     assert machine.exec("vm1", "ping -c 1 vm2").status == 0
+
+
+def test_garbage_on_one_component_ends_that_one_alone(hostile: Lab, wait: Wait) -> None:
+    machine = hostile.up(vms=2, heartbeat="50ms")
+    wait(lambda: hostile.rows(machine)["vm1"]["heartbeat"] == "ok", "it answers")
+    assert machine.exec("vm1", "attack component_garbage").status == 0
+
+    def components() -> list[str]:
+        rows = machine.exec("vm1", "lsvmbus").stdout.decode().splitlines()[1:]
+        return sorted(row[5:37].strip() for row in rows if row.endswith("open") and "Synthetic" not in row)
+
+    wait(lambda: components() == ["Heartbeat", "Shutdown"], "it has lost one, and the others are there")
+    assert hostile.rows(machine)["vm1"]["heartbeat"] == "ok"
+    assert machine.exec("vm1", "null disk0 10").status == 0
+    assert machine.stop("vm1")["how"] == "off"
+    machine.start("vm1")
+    wait(lambda: components() == ["Heartbeat", "Shutdown", "Time synchronization"], "its next start has all of them")
 
 
 def test_guest_code_that_cannot_be_loaded_ends_the_boot_at_once_with_its_reason(

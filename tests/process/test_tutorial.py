@@ -3,7 +3,8 @@
 In a ``console`` block a line that begins with ``$ `` is a command and the lines up to the next one are what it
 prints, standard error included. A ``toml`` or ``python`` block whose first line is ``# NAME`` is saved under that
 name. In what is expected, ``...`` stands for any text, and alone on a line for any lines; runs of blanks count as one.
-In the README, which shows what was really printed, every number stands for any number, and for none (``-``).
+In the README, which shows what was really printed, every number stands for any number, and for none (``-``), and a
+heartbeat (``ok``) likewise.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ROOT = Path(vmbus_emu.__file__).parents[1]
 #: For one command; the slowest waits 3 s for a neighbour that does not answer.
 DEADLINE_S = 60
 _BLOCK = re.compile(r"^```(console|toml|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_NUMBER = re.compile(r"(?<![\w-])\d[\d.]*|(?<=\s)-(?=\s|$)")
+_NUMBER = re.compile(r"(?<![\w-])\d[\d.]*|(?<=\s)(?:-|ok)(?=\s|$)")
 
 
 @dataclass

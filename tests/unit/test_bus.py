@@ -11,16 +11,18 @@ import pytest
 
 from partitions.child import bus as module
 from partitions.child.bus import BusDriver
+from partitions.child.ic_session import IcDevice
 from partitions.child.links import RECEIVE, RING, Links
 from partitions.child.netvsc import NetVsc
 from vmbus_emu.loop import Loop
 from vmbus_emu.protocol import guids
 from vmbus_emu.protocol import hypercall as hv
+from vmbus_emu.protocol.ic import HEARTBEAT
 from vmbus_emu.task import Future
 from vmbus_emu.vmbus import effects as fx
 from vmbus_emu.vmbus.server import Connection
 
-DISK, NIC = uuid.UUID(int=1), uuid.UUID(int=2)
+DISK, NIC, BEAT = uuid.UUID(int=1), uuid.UUID(int=2), uuid.UUID(int=3)
 DEADLINE = 5.0
 
 
@@ -57,6 +59,18 @@ class Nic(NetVsc):
     give_up = Device.give_up
 
 
+class Component(IcDevice):
+    """The same, as an integration component."""
+
+    def __init__(self) -> None:
+        super().__init__(HEARTBEAT, lambda *request: None, lambda line: None)
+        self.state = "new"
+
+    attach = Device.attach      # type: ignore[assignment]
+    detach = Device.detach
+    give_up = Device.give_up
+
+
 class RingLike(Links):
     """Lends rings, and counts what is forgotten."""
 
@@ -64,7 +78,7 @@ class RingLike(Links):
     nic_needs = (RECEIVE, RING)
 
     def __init__(self, loop: Loop) -> None:
-        super().__init__(loop, SimpleNamespace(), "", {"storvsp": 1 << 32, "netvsp": 1 << 33})
+        super().__init__(loop, SimpleNamespace(), "", {"storvsp": 1 << 32, "netvsp": 1 << 33, "ic": 3 << 32})
         self.forgotten: list[int] = []
 
     def connect(self, *wanted: Any) -> Any:
@@ -83,17 +97,21 @@ class World:
         self.events: list[str] = []
         self.posted: list[str] = []
         self.disk, self.nic, self.links = Device("disk0"), Nic(loop), RingLike(loop)
+        self.component = Component()
         vp: Any = SimpleNamespace(post=self._post, on_message=None, disconnect=lambda connection: None)
         disks: Any = {DISK.bytes_le: self.disk}
         self.bus = BusDriver(
-            loop, self.links, vp, disks, {NIC.bytes_le: self.nic}, None, lambda line: None,
-            lambda ok, why: self.events.append("ready" if ok else why), lambda what, name, count: None,
+            loop, self.links, vp, disks, {NIC.bytes_le: self.nic}, {BEAT.bytes_le: self.component}, None,
+            lambda line: None, lambda ok, why: self.events.append("ready" if ok else why),
+            lambda what, name, count: None,
         )  # fmt: skip
         self.relids = {name: self.offer(name) for name in ("disk", "nic")}
         self.bus.start()
 
     def offer(self, name: str) -> int:
-        interface, instance = {"disk": (guids.SCSI, DISK), "nic": (guids.NETWORK, NIC)}[name]
+        interface, instance = {
+            "disk": (guids.SCSI, DISK), "nic": (guids.NETWORK, NIC), "heartbeat": (guids.HEARTBEAT, BEAT),
+        }[name]  # fmt: skip
         relid, effects = self.server.offer(fx.Offer(interface, instance, b"x", connection_id=7))
         self.do(effects)
         return relid
@@ -212,3 +230,27 @@ def test_the_host_hears_only_later_that_a_rescinded_channel_is_let_go(world: Wor
     world.settle()
     assert (world.disk.state, old in world.server.relids) == ("attached", True)
     world.until(lambda: old not in world.server.relids)
+
+
+def test_integration_components_let_disks_and_nics_go_first_and_nobody_waits_for_them(world: World) -> None:
+    world.answers = False
+    world.relids["heartbeat"] = world.offer("heartbeat")
+    world.settle()
+    assert kinds(world) == ["AcceptGpadl", "OpenDevice"], "nothing else is on its way up"
+    world.asked.clear()
+    world.again("disk")
+    world.again("heartbeat")
+    world.settle()
+    assert {effect.relid for effect in world.asked} == {world.relids["disk"]}  # type: ignore[union-attr]
+    for asked in list(world.asked):
+        world.answer(asked)
+    world.until(lambda: world.disk.state == "attached")
+    world.until(lambda: world.asked[-1].relid == world.relids["heartbeat"])  # type: ignore[union-attr]
+    assert set(world.events) == {"ready"}
+
+
+def test_giving_up_a_disk_leaves_integration_components_alone(world: World) -> None:
+    world.relids["heartbeat"] = world.offer("heartbeat")
+    world.until(lambda: world.component.state == "attached")
+    world.bus.abandon("storvsp")
+    assert (world.disk.state, world.component.state) == ("given up", "attached")

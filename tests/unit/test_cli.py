@@ -458,10 +458,10 @@ def test_ps_prints_one_row_per_component_and_how_the_dead_died(run: Bench, up: R
     assert FakeMachine.calls == [("attach", "default"), ("ps", 0.5), ("close",)]
     assert result.stdout.splitlines() == [
         "default: microkernel over zmq, ready",
-        "NAME    ROLE    HOST        PID  STATE           INC   CPU%  USS  IO/S  LAST-IO",
-        "parent  parent  parent  4194304  ready            12  100.0  25M   12k     0.0s",
-        "vm1     child   vm1           7  dead (SIGKILL)    1      -    -     -        -",
-        "vm2     child   -             -  dead (exit 3)     -      -    -     -        -",
+        "NAME    ROLE    HOST        PID  STATE           BEAT  INC   CPU%  USS  IO/S  LAST",
+        "parent  parent  parent  4194304  ready           -      12  100.0  25M   12k  0.0s",
+        "vm1     child   vm1           7  dead (SIGKILL)  -       1      -    -     -     -",
+        "vm2     child   -             -  dead (exit 3)   -       -      -    -     -     -",
     ]
     assert json.loads(run("ps", "--json").stdout) == PS
 

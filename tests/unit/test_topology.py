@@ -340,7 +340,7 @@ def test_too_many_vms_for_descriptors_are_told_with_both_numbers_and_what_fits()
     lines = check_limits(topology, (1024, 20000), ENOUGH, max_sockets=10**6)
     assert [line.partition(":")[0] for line in lines] == ["limits"] * len(lines)
     parent = next(line for line in lines if "(parent)" in line)
-    assert "4000 VMs need 52040 descriptors in one process" in parent
+    assert "4000 VMs need 152040 descriptors in one process" in parent
     assert "the limit is 20000" in parent
     fits = int(parent.partition("try --vms ")[2].partition(",")[0])
     assert check_limits(build(None, Overrides(vms=fits)), (1024, 20000), ENOUGH, max_sockets=10**6) == []
@@ -350,7 +350,7 @@ def test_too_many_vms_for_descriptors_are_told_with_both_numbers_and_what_fits()
 
 def test_sockets_and_processes_are_limits_too() -> None:
     topology = build(None, Overrides(vms=600))
-    assert "1208 ZeroMQ sockets" in check_limits(topology, ENOUGH, ENOUGH, max_sockets=1023)[0]
+    assert "4208 ZeroMQ sockets" in check_limits(topology, ENOUGH, ENOUGH, max_sockets=1023)[0]
     assert "610 processes" in check_limits(topology, ENOUGH, (100, 609), max_sockets=10**6)[0]
     assert check_limits(topology, ENOUGH, (100, 610), max_sockets=10**6) == []
     infinite = (1, resource.RLIM_INFINITY)
@@ -378,3 +378,25 @@ def test_limits_are_reported_together_with_the_other_faults() -> None:
     lines = errors_of(None, Overrides(vms=60000, name="X"), limits=True)
     assert lines[0].startswith("flags:--name")
     assert any(line.startswith("limits:vms: 60000 VMs need") for line in lines[1:])
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("2s", 2.0), ("20ms", 0.02), ("60s", 60.0), ("1min", 60.0)])
+def test_the_time_between_heartbeats_can_be_chosen(value: str, seconds: float) -> None:
+    assert parse({"heartbeat": value}).heartbeat_s == seconds
+
+
+@pytest.mark.parametrize(("value", "ppm"), [("50ppm", 50.0), ("-0.5 ppm", -0.5), ("200000ppm", 200000.0)])
+def test_a_vms_clock_may_drift(value: str, ppm: float) -> None:
+    assert parse({"vm": [{"name": "a", "clock_drift": value}]}).vms[0].clock_drift_ppm == ppm
+
+
+@pytest.mark.parametrize(("document", "line"), [
+    ('heartbeat = "1ms"', 'lab.toml:heartbeat: is "1ms"; give a time from "20ms" to "60s"'),
+    ("heartbeat = 2", 'lab.toml:heartbeat: is 2; give a time from "20ms" to "60s"'),
+    ('[[vm]]\nname = "a"\nclock_drift = "fast"',
+     'lab.toml:a.clock_drift: is "fast"; give a rate from "-200000ppm" to "200000ppm"'),
+    ('[[vm]]\nname = "a"\nclock_drift = "200001ppm"',
+     'lab.toml:a.clock_drift: is "200001ppm"; give a rate from "-200000ppm" to "200000ppm"'),
+])
+def test_wrong_heartbeats_and_drifts_are_told(lab: Lab, document: str, line: str) -> None:
+    assert errors_of(lab(document)) == [line]

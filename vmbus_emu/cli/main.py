@@ -29,6 +29,7 @@ from vmbus_emu.cli.fault import fault
 from vmbus_emu.cli.image import image
 from vmbus_emu.cli.image_build import build, install
 from vmbus_emu.cli.kill import kill
+from vmbus_emu.cli.kvp import kvp
 from vmbus_emu.cli.logs import logs
 from vmbus_emu.cli.ls import ls
 from vmbus_emu.cli.pingall import pingall
@@ -37,15 +38,17 @@ from vmbus_emu.cli.ps import ps
 from vmbus_emu.cli.role import role
 from vmbus_emu.cli.services import services
 from vmbus_emu.cli.shell import shell
+from vmbus_emu.cli.snapshot import snapshot
 from vmbus_emu.cli.start import start
+from vmbus_emu.cli.stop import stop
 from vmbus_emu.cli.up import up
 from vmbus_emu.cli.vm import vm
 from vmbus_emu.cli.watch import watch
 
 #: In the order of ``--help``: the order in which one meets them.
 VERBS: tuple[click.Command, ...] = (
-    up, ps, exec_, shell, pingall, kill, fault, start, vm, services, driver, drain, watch, chaos, check, demo, audit,
-    bench, image, role, logs, ls, plan, down, completion,
+    up, ps, exec_, shell, pingall, kill, fault, stop, start, kvp, snapshot, vm, services, driver, drain, watch, chaos,
+    check, demo, audit, bench, image, role, logs, ls, plan, down, completion,
 )  # fmt: skip
 
 

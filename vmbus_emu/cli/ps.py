@@ -14,8 +14,8 @@ from vmbus_emu.cli.table import UNKNOWN, Column, age, json_text, rate, render, s
 
 _COLUMNS = (
     Column("NAME", shrinks=True), Column("ROLE", shrinks=True), Column("HOST", shrinks=True), Column("PID", right=True),
-    Column("STATE", shrinks=True), Column("INC", right=True), Column("CPU%", right=True), Column("USS", right=True),
-    Column("IO/S", right=True), Column("LAST-IO", right=True),
+    Column("STATE", shrinks=True), Column("BEAT"), Column("INC", right=True), Column("CPU%", right=True),
+    Column("USS", right=True), Column("IO/S", right=True), Column("LAST", right=True),
 )
 #: States in which the way a process ended is worth a word.
 _ENDED = frozenset(("dead", "halted"))
@@ -27,8 +27,8 @@ _ENDED = frozenset(("dead", "halted"))
 @click.option("--window", default=0.25, show_default=True, metavar="SECONDS", type=click.FloatRange(0.01, 60),
               help="Measure CPU% and IO/S over this time.")
 def ps(name: str, as_json: bool, window: float) -> None:
-    """Show every component: its role, the component whose process carries it (HOST), its state, its incarnation,
-    what it uses and when it last did I/O.
+    """Show every component: its role, the component whose process carries it (HOST), its state, whether it
+    answers heartbeats (BEAT: ok or lost), its incarnation, what it uses and when it last did I/O.
 
     \b
     Example:
@@ -62,6 +62,7 @@ def _row(partition: Mapping[str, Any]) -> list[str]:
         str(partition.get("host") or UNKNOWN),
         number("pid"),
         _state(partition),
+        str(partition.get("heartbeat") or UNKNOWN),
         number("incarnation"),
         number("cpu_percent", ".1f"),
         size(partition.get("uss_bytes")),
@@ -76,6 +77,8 @@ def _state(partition: Mapping[str, Any]) -> str:
     if state not in _ENDED:
         return state
     killer, exit_code = partition.get("signal"), partition.get("exit_code")
+    if state == "halted" and exit_code == 0:    # it was shut down
+        return state
     if killer is not None:
         return f"{state} ({_signal_name(killer)})"
     return state if exit_code is None else f"{state} (exit {exit_code})"

@@ -1,4 +1,4 @@
-"""``vmbus-emu start``: start a VM that died."""
+"""``vmbus-emu start``: start a VM that died or was stopped."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from vmbus_emu.cli.options import complete_vms, json_option, name_option
 from vmbus_emu.cli.table import json_text
 
 
-@click.command(short_help="Start a VM that died.")
+@click.command(short_help="Start a VM that died or was stopped.")
 @name_option
 @json_option
 @click.argument("vm", metavar="VM", shell_complete=complete_vms)
 def start(name: str, as_json: bool, vm: str) -> None:
-    """Start a dead VM again, with the disks it had. Returns when it is ready.
+    """Start a VM that is dead or off again, with the disks it had. Returns when it is ready.
 
     \b
     Example:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: How long a VM may take to start, and a machine to recover from a kill (a hang is detected in that time, too).
 START_S, RECOVERY_S = 60.0, 15.0
+#: What the machine may take longer than the time that a VM, or those who are asked about it, have; and a copy, at most.
+_LATER_S, _COPY_S = 15.0, 3600.0
 
 Progress = Callable[[Mapping[str, Any]], Any]
 
@@ -308,6 +310,38 @@ class Machine:
         ended = sum(vm["ms"] for vm in report["vms"][1:])
         return {**report, "down_ms": round(ended + report["reboot_ms"], 3)}
 
+    def stop(self, vm: str, force: bool = False, grace_s: float = 10.0) -> dict[str, Any]:
+        """Have a VM shut down in order, through its shutdown service; returns when it is off, with ``vm``, ``how``,
+        ``ms`` and ``unflushed`` (disks that could not be flushed, and why). No policy starts it again, :meth:`start`
+        does.
+
+        ``force`` pulls the plug instead. A VM that has not shut down within ``grace_s`` seconds goes on trying. Raises
+        :class:`MachineError`.
+        """
+        reply = self._connected().ask("stop", grace_s + _LATER_S, vm=vm, force=force, grace_s=grace_s)
+        return {"vm": vm, **{name: reply[name] for name in ("how", "ms", "unflushed")}}
+
+    def kvp(self, vm: str, key: str = "") -> list[dict[str, Any]]:
+        """What a VM and its host have told each other: ``pool`` (``auto``: what it says of itself, ``guest``: what was
+        set in it, ``external``: what was set from here), ``key`` and ``value``. Raises :class:`MachineError`."""
+        return _items(self._connected().ask("kvp", _LATER_S, vm=vm, key=key))
+
+    def set_kvp(self, vm: str, key: str, value: str) -> None:
+        """Tell a VM something; it finds it in its pool ``external``. Raises :class:`MachineError`."""
+        self._connected().ask("kvp", _LATER_S, vm=vm, key=key, value=value)
+
+    def snapshot(
+        self, vm: str, path: str | os.PathLike[str], disk: str = "disk0", quiesce: bool = True
+    ) -> dict[str, Any]:
+        """Copy a VM's disk into a new file. The VM flushes and holds back what would change its disks meanwhile, unless
+        ``quiesce`` is false; then the copy is what a power failure would leave. Returns ``disk``, ``path``, ``bytes``,
+        ``data_bytes`` (those that were no hole), ``quiesced``, ``frozen_ms`` and ``ms``. Raises :class:`MachineError`;
+        then there is no file.
+        """
+        absolute = os.path.abspath(os.fspath(path))
+        reply = self._connected().ask("snapshot", _COPY_S, vm=vm, disk=disk, path=absolute, quiesce=quiesce)
+        return dict(reply["snapshot"])
+
     def drain(self, grace_s: float = 10.0, progress: Progress | None = None) -> dict[str, Any]:
         """Have every VM shut down in turn, with a flush of its disks, and the machine reboot; returns when it is up.
 
@@ -423,6 +457,14 @@ class Disk:
             why = result.stderr.decode(errors="replace").strip() or f"{argv[0]} ended with status {result.status}"
             raise MachineError(f"{self._vm.name}: {why}")
         return result
+
+
+#: Pools by their numbers (:class:`vmbus_emu.protocol.kvp.Pool`).
+_POOLS = ("external", "guest", "auto", "auto external")
+
+
+def _items(reply: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"pool": _POOLS[pool], "key": key, "value": value} for pool, key, value in reply["items"]]
 
 
 def _open_door(name: str) -> Door:

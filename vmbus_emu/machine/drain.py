@@ -75,7 +75,7 @@ class Drain:
         self._draining: _Draining | None = None
         self._booted = False
         self._degraded_ns = 0
-        #: VMs that have shut down since the machine booted.
+        #: VMs that have shut down since the machine booted, or were stopped.
         self.off: set[str] = set()
 
     def is_off(self, component: str) -> bool:
@@ -121,7 +121,7 @@ class Drain:
             vm = draining.vm = draining.waiting.popleft()
             process = draining.process = self._supervisor.running.get(self._hosts[vm])
             draining.asked_ns, draining.killed, draining.unflushed = time.monotonic_ns(), False, None
-            if process is not None and vm not in self._fallen:
+            if process is not None and vm not in self._fallen and vm not in self.off:
                 patience_s = min(PATIENCE_S, draining.grace_s / 2)
                 process.line.send({"t": "shut_down", "vm": vm, "patience_s": patience_s})
                 draining.timer = self._loop.call_later(draining.grace_s, self._too_late, draining)

@@ -25,6 +25,8 @@ removed      ``component``: that VM is no more
 driver       ``component`` (a physical device), ``driver``, ``error`` (``None``: it drives the device now)
 draining     ``vms``, ``grace_s``, ``degraded_s``: the VMs are to shut down
 drained      ``component`` (a VM), ``how``, ``ms``, ``unflushed`` (:mod:`vmbus_emu.machine.drain`)
+stopped      ``component`` (a VM), ``how``, ``ms``, ``unflushed`` (:mod:`vmbus_emu.machine.stops`)
+heartbeat    ``component`` (a VM), ``state``: ``lost``, or ``ok`` again
 rebooting    ``reason``; then ``up`` when it is
 halted       ``reason``
 ============ ======================================================================================================

@@ -103,4 +103,5 @@ def process_row(
         "counters": stats.get("counters", {}),
         "io": stats.get("io"),
         "last_io_age_s": round(max(0.0, now - last), 6) if last else None,
+        "heartbeat": None,
     }

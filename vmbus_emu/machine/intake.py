@@ -54,6 +54,11 @@ ANYBODY: Mapping[str, Fields] = {
 }
 #: It came to the step at which it was to die.
 _STRUCK: Fields = {"component": _STR, "at": _STR, "ns": _INT}
+#: Of the integration services, from whoever carries them.
+_SERVICES: Mapping[str, Fields] = {
+    "heartbeat": {"vm": _STR, "state": _STR},
+    "integration_done": {"id": _INT, "ok": _BOOL, "why": _STR, "items": (list,)},
+}
 #: Besides, from the process with this role.
 ROLES: Mapping[str, Mapping[str, Fields]] = {
     "hypervisor": {
@@ -62,11 +67,13 @@ ROLES: Mapping[str, Mapping[str, Fields]] = {
         "power_on": {"partition": _INT, "vp": _INT, "name": _STR},
         "power_off": {"pids": (list,)},
         "partition_ended": {"name": _STR},     # from the monolith, where management is a call
+        **_SERVICES,
     },
     **{
         role: {
             "lost": {"component": _STR, "vm": _STR, "device": _STR, "pid": _INT}, "struck": _STRUCK,
             "driver_bound": {"number": _INT, "device": _STR, "held_ms": (int, float), "why": _STR},
+            **(_SERVICES if role == "parent" else {}),
         }
         for role in ("parent", "storvsp", "netvsp")
     },
@@ -87,6 +94,9 @@ REQUESTS: Mapping[str, Fields] = {
     "start": {"vm": _STR},
     "role": {"action": _STR, "role": _STR, "cpu_limit": (int, float), "port": _INT},
     "drain": {"grace_s": (int, float), "image": _STR, "drivers": (dict,)},
+    "stop": {"vm": _STR, "force": _BOOL, "grace_s": (int, float)},
+    "kvp": {"vm": _STR, "key": _STR, "value": _STR},
+    "snapshot": {"vm": _STR, "disk": _STR, "path": _STR, "quiesce": _BOOL},
     "services": {"vm": _STR, "install": _BOOL},
     "vm": {"what": _STR, "vm": _STR, "spec": (dict,)},
     "driver": {"what": _STR, "driver": (dict,)},

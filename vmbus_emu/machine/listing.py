@@ -11,6 +11,7 @@ from vmbus_emu.lifeline import Message
 from vmbus_emu.machine.beats import Beats
 from vmbus_emu.machine.drain import Drain
 from vmbus_emu.machine.figures import Figures, process_row
+from vmbus_emu.machine.integration import Integration
 from vmbus_emu.machine.recovery import Recovery
 from vmbus_emu.machine.supervisor import SPARE, Supervisor
 from vmbus_emu.placement import ProcessSpec
@@ -21,7 +22,7 @@ class Listing:
 
     def __init__(
         self, supervisor: Supervisor, specs: Mapping[str, ProcessSpec], figures: Figures, recovery: Recovery,
-        beats: Beats, drain: Drain, fallen: Collection[str],
+        beats: Beats, drain: Drain, integration: Integration, fallen: Collection[str],
     ) -> None:
         self._supervisor = supervisor
         self._specs = specs
@@ -29,6 +30,7 @@ class Listing:
         self._recovery = recovery
         self._beats = beats
         self._drain = drain
+        self._integration = integration
         self._fallen = fallen
 
     async def rows(self, counters: Mapping[str, Any]) -> list[Message]:
@@ -57,6 +59,7 @@ class Listing:
         process = self._supervisor.processes.get(spec.name)
         row = process_row(name, role, spec.name, process, self._recovery.power.ready[name].done, stats, now)
         self._beats.show(row, process, spec.name in self._figures.hung)
+        row["heartbeat"] = self._integration.heartbeat(name)
         if self._drain.is_off(name):
             row["state"] = "halted"
         elif name in self._fallen:

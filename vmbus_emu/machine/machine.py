@@ -26,6 +26,7 @@ from vmbus_emu.machine.crashes import HOST_ROLES, Crashes, last_words
 from vmbus_emu.machine.drain import DEFAULT_GRACE_S, Drain
 from vmbus_emu.machine.events import Events
 from vmbus_emu.machine.figures import Figures
+from vmbus_emu.machine.integration import Integration
 from vmbus_emu.machine.listing import Listing
 from vmbus_emu.machine.media import Medium
 from vmbus_emu.machine.orders import Orders
@@ -96,9 +97,14 @@ class Machine:
             policy_of(topology, self._specs["hypervisor"]) == "degraded", self.supervisor, self._recovery,
             self._events, self._reply,
         )  # fmt: skip
+        self._integration = Integration(
+            loop, self._roster, self._fallen, placement.integration_carrier(topology), self.supervisor, self._drain,
+            self._events, self._reply,
+        )  # fmt: skip
         self._listing = Listing(
-            self.supervisor, self._specs, self._figures, self._recovery, self._beats, self._drain, self._fallen
-        )
+            self.supervisor, self._specs, self._figures, self._recovery, self._beats, self._drain, self._integration,
+            self._fallen,
+        )  # fmt: skip
         self._roles = Roles(
             loop, topology, self.supervisor, self._events, folder.groups_file, self.log, lambda: self._power.off
         )
@@ -126,10 +132,11 @@ class Machine:
 
     def _handlers(self) -> dict[str, Handler]:
         """Who carries out which verb."""
-        telling, orders, consoles = self._telling, self._orders, self._consoles
+        telling, orders, consoles, integration = self._telling, self._orders, self._consoles, self._integration
         return {
             "info": telling.info, "ps": telling.ps, "audit": telling.audit, "watch": self._events.watch,
-            "kill": orders.kill, "fault": orders.fault, "start": orders.start, "vm": self._comings.carry_out,
+            "kill": orders.kill, "fault": orders.fault, "start": orders.start, "stop": integration.stop,
+            "kvp": integration.kvp, "snapshot": integration.snapshot, "vm": self._comings.carry_out,
             "services": self._services.begin, "role": self._role, "driver": self._bindings.carry_out,
             "drain": self._begin_drain, "exec": self._sessions.begin, "stdin": consoles.from_client,
             "credit": consoles.from_client, "cancel": consoles.from_client, "down": self._down,
@@ -233,6 +240,12 @@ class Machine:
                 self._component_died(message["component"], message["why"])
             case "shut_down":
                 self._drain.said(message["component"], message["unflushed"])
+                self._integration.stops.said(message["component"], message["unflushed"])
+                self._settle_state()
+            case "heartbeat":
+                self._refused += not self._integration.beat(message["vm"], message["state"])
+            case "integration_done":
+                self._refused += not self._integration.done(process, message)
             case "log":
                 self.supervisor.log(message["component"]).line(message["text"])
             case "driver_bound":
@@ -276,6 +289,7 @@ class Machine:
         death = {**describe(host, [component]), "component": component, "host": host.name, "reason": why}
         self._events.emit("died", **death)
         self._drain.fell(component)
+        self._integration.fell(component)
         self._consoles.vm_died(component, f"{component} died: {why}")
 
     def _not_started(self, component: str, why: str) -> None:
@@ -307,6 +321,7 @@ class Machine:
         self._consoles.process_died(process)
         self._figures.died(process.name)
         self._bindings.died(process)
+        self._integration.exited(process)
         ordered = self._ordered(process)
         restarts = self._services.exited(process)
         self._power.exited(process)
@@ -343,7 +358,7 @@ class Machine:
         have told it hears of its end here."""
         asked = [
             self._services.expects(process), self._drain.shut_down(process), self._roles.leaves(process),
-            self._comings.ends(process), process.name in self._leaving,
+            self._comings.ends(process), self._integration.stops.exited(process), process.name in self._leaving,
         ]  # fmt: skip
         self._leaving.discard(process.name)
         return any(asked)

@@ -35,6 +35,10 @@ class Medium:
     read_only: bool
     serial: str
 
+    @property
+    def size_bytes(self) -> int:
+        return self.block_count * SECTOR
+
     def describe(self) -> dict[str, Any]:
         return {"block_count": self.block_count, "read_only": self.read_only, "serial": self.serial}
 

@@ -185,6 +185,9 @@ class Orders:
         vm, running = request.get("vm", ""), self._supervisor.running
         if vm not in self._roster.vms:
             raise Refused(f"there is no VM {vm!r}", f"the VMs are {', '.join(self._roster.vms) or 'none'}")
+        if self._components[vm][0] != vm and vm in self._drain.off and not self._drain.active:
+            self._start_thread(client, number, vm)
+            return
         if self._components[vm][0] != vm:
             raise Refused(f"{vm} is a thread of the monolith", "vmbus-emu drain reboots all, and starts it again")
         if self._drain.active:
@@ -204,6 +207,14 @@ class Orders:
         self._recovery.ordered(vm)
         self._recovery.power.ready[vm].then(lambda future: self._started(client, number, vm, future))
 
+    def _start_thread(self, client: bytes, number: int, vm: str) -> None:
+        """A thread of the monolith that was stopped has a successor."""
+        self._drain.off.discard(vm)
+        power = self._recovery.power
+        power.renew(vm)
+        self._supervisor.processes[self._components[vm][0]].line.send({"t": "start_vm", "vm": vm})
+        power.ready[vm].then(lambda future: self._started(client, number, vm, future))
+
     def _started(self, client: bytes, number: int, vm: str, future: Future[None]) -> None:
         try:
             future.result()
@@ -211,7 +222,7 @@ class Orders:
             self._recovery.restarting.discard(vm)
             self._reply(client, {"id": number, "error": str(error), "hint": f"vmbus-emu logs {vm} has more"})
             return
-        process = self._supervisor.processes[vm]
+        process = self._supervisor.processes[self._components[vm][0]]
         self._reply(client, {"id": number, "started": vm, "pid": process.pid, "incarnation": process.incarnation})
 
 

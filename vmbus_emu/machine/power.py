@@ -272,8 +272,7 @@ class Power:
         spec = self._specs.get(process.name.removesuffix(SPARE))
         if spec is None:
             return
-        vsps = [one.name for one in spec.components if one.name in placement.VSPS]
-        begins = [placement.channel_names(vsp, process.incarnation) for vsp in vsps]
+        begins = [placement.channel_names(vsp, process.incarnation) for vsp in placement.serves(spec)]
         if spec.role == "hypervisor":
             begins.append(f"hv-{process.incarnation}.")
         with contextlib.suppress(FileNotFoundError):    # the whole folder is gone, if the machine is down by now

@@ -112,7 +112,7 @@ class Roster:
         if "netvsp" in carried:
             told["ports"] = [port for port in placement.network(self.topology)["ports"] if port["vm"] == vm.name]
         if "parent" in carried:
-            told["io_memory"] = placement.synthetic_memory(vm)
+            told |= {"io_memory": placement.synthetic_memory(vm), "components": placement.INTEGRATION}
         if vm.name in self.names[spec.name]:
             told["guest"] = placement.guest(self.topology, vm)
         return told

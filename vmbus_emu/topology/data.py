@@ -24,6 +24,11 @@ DEFAULT_POLL = "adaptive"
 #: Seconds of silence by which a process that hangs is replaced, by default, at least and at most; 0 is never.
 DEFAULT_HANG_AFTER_S = 0.5
 MIN_HANG_AFTER_S, MAX_HANG_AFTER_S = 0.05, 3600.0
+#: Seconds between two heartbeats of a VM's integration services, by default (Hyper-V's), at least and at most.
+DEFAULT_HEARTBEAT_S = 2.0
+MIN_HEARTBEAT_S, MAX_HEARTBEAT_S = 0.02, 60.0
+#: How much a VM's clock may be off, in parts per million.
+MAX_DRIFT_PPM = 200_000.0
 #: What a death may lead to (design: who keeps what, and what its death means).
 POLICIES = ("restart", "standby", "halt", "reboot", "degraded", "recover")
 #: Who can have a policy: the roles that ``ps`` shows and that can be started anew, and the one process of the monolith.
@@ -92,6 +97,9 @@ _UNITS = {
 }
 _TIME = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(us|ms|s|m|min)\s*\Z")
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0}
+HEARTBEAT_RULE = 'give a time from "20ms" to "60s"'
+_DRIFT = re.compile(r"\s*([+-]?[0-9]{1,6}(?:\.[0-9]{1,6})?)\s*ppm\s*\Z")
+DRIFT_RULE = 'give a rate from "-200000ppm" to "200000ppm"'
 HANG_AFTER_RULE = 'give a time from "50ms" to "60m", or "never"'
 SIZE_RULE = 'a size is bytes or a text like "64MiB" or "1TiB" ("16MB" is decimal)'
 
@@ -126,6 +134,17 @@ def parse_cpu_limit(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if MIN_CPU_LIMIT <= value <= MAX_CPU_LIMIT else None
+def parse_heartbeat(value: object) -> float | None:
+    """Seconds of a time such as ``"2s"`` within the bounds; else ``None``."""
+    match = _TIME.match(value) if isinstance(value, str) else None
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    return seconds if MIN_HEARTBEAT_S <= seconds <= MAX_HEARTBEAT_S else None
+
+
+def parse_drift(value: object) -> float | None:
+    """Parts per million of ``"50ppm"`` within the bounds; else ``None``."""
+    match = _DRIFT.match(value) if isinstance(value, str) else None
+    return float(match[1]) if match and abs(float(match[1])) <= MAX_DRIFT_PPM else None
 
 
 def parse_mac(value: object) -> bytes | None:
@@ -172,7 +191,8 @@ class NicSpec:
 
 @dataclass(frozen=True, slots=True)
 class VmSpec:
-    """One VM. ``vmbus_version``: the newest version its VMBus driver may offer; ``None`` is the newest there is."""
+    """One VM. ``vmbus_version``: the newest version its VMBus driver may offer; ``None`` is the newest there is.
+    ``clock_drift_ppm``: how much too fast its clock runs."""
 
     name: str
     memory_bytes: int
@@ -181,6 +201,7 @@ class VmSpec:
     nics: tuple[NicSpec, ...]
     address: str
     vmbus_version: str | None = None
+    clock_drift_ppm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +238,7 @@ class Topology:
     hang_after_s: float = DEFAULT_HANG_AFTER_S
     drivers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     image: str | None = None
+    heartbeat_s: float = DEFAULT_HEARTBEAT_S
 
     def to_dict(self) -> dict[str, Any]:
         """Only msgpack's types (MACs stay bytes); :meth:`from_dict` is the exact inverse, after msgpack too."""

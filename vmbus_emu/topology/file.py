@@ -23,8 +23,10 @@ from vmbus_emu.topology.disk import DiskReader
 from vmbus_emu.topology.role import read_roles
 from vmbus_emu.topology.table import Table, describe, suggest
 
-TOP_KEYS = ("name", "arch", "transport", "poll", "hang_after", "policy", "hardware", "vm", "switch", "role")
-VM_KEYS = ("name", "memory", "integration_services", "address", "vmbus_version", "disk", "nic")
+TOP_KEYS = (
+    "name", "arch", "transport", "poll", "hang_after", "heartbeat", "policy", "hardware", "vm", "switch", "role",
+)
+VM_KEYS = ("name", "memory", "integration_services", "address", "vmbus_version", "clock_drift", "disk", "nic")
 NIC_KEYS = ("switch", "mac")
 SWITCH_KEYS = ("name",)
 HARDWARE_KEYS = {hardware.STORAGE: ("model",), hardware.NIC: ("model", "switch", "cable")}
@@ -107,6 +109,7 @@ class Reader:
         return Topology(
             name, arch, transport, self._vms(top, switches), switches, self._policy(top),
             devices, read_roles(self.error, top, arch), poll, hang_after_s,
+            heartbeat_s=top.parsed("heartbeat", data.parse_heartbeat, data.HEARTBEAT_RULE, data.DEFAULT_HEARTBEAT_S),
             image=None if image is None else os.path.abspath(image),
         )
 
@@ -257,6 +260,7 @@ class Reader:
             version = table.choice("vmbus_version", data.VMBUS_VERSIONS, "")
         return VmSpec(
             name or f"vm[{index}]", memory, services, disks, nics, self._address(table, index), version or None,
+            table.parsed("clock_drift", data.parse_drift, data.DRIFT_RULE, 0.0),
         )
 
     @staticmethod

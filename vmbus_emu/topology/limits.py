@@ -32,25 +32,30 @@ class Demand:
     sockets_base: int = 0
     sockets_per_disk: int = 0
     sockets_per_nic: int = 0
+    sockets_per_vm: int = 0
 
 
 #: Standard streams, the loop, logs, ZeroMQ's own threads and mailboxes, the run folder's lock.
 _BASE = 40
 # Per VM the machine keeps its lifeline, its pidfd, its console, the media and two memory files, the hypervisor its
 # connection, its descriptor socket and the memory files. A channel over ZeroMQ costs its listener, its connection,
-# its mailbox, and two that come and go while it is opened and torn down; one over rings needs fewer.
-_MACHINE = Demand("machine", base=_BASE, per_vm=8, per_disk=0, per_nic=0)
-_HYPERVISOR = Demand("hypervisor", base=_BASE, per_vm=4, per_disk=0, per_nic=0, sockets_base=4)
+# its mailbox, and two that come and go while it is opened and torn down; one over rings needs fewer. Of the five
+# integration components of a VM all are counted, although two of them may never be opened.
+_MACHINE = Demand("machine", base=_BASE, per_vm=9, per_disk=0, per_nic=0)
+_HYPERVISOR = Demand("hypervisor", base=_BASE, per_vm=5, per_disk=0, per_nic=0, sockets_base=4)
+_COMPONENTS = 5
 DEMANDS: Mapping[str, tuple[Demand, ...]] = {
     "microkernel": (
         _MACHINE,
         _HYPERVISOR,
-        Demand("parent", _BASE, per_vm=3, per_disk=5, per_nic=5, sockets_base=8, sockets_per_disk=1, sockets_per_nic=1),
+        Demand("parent", _BASE, per_vm=3 + 5 * _COMPONENTS, per_disk=5, per_nic=5, sockets_base=8, sockets_per_disk=1,
+               sockets_per_nic=1, sockets_per_vm=_COMPONENTS),
     ),
     "disaggregated": (
         _MACHINE,
         _HYPERVISOR,
-        Demand("parent", _BASE, per_vm=3, per_disk=0, per_nic=0, sockets_base=8),
+        Demand("parent", _BASE, per_vm=3 + 5 * _COMPONENTS, per_disk=0, per_nic=0, sockets_base=8,
+               sockets_per_vm=_COMPONENTS),
         Demand("storvsp", _BASE, per_vm=1, per_disk=5, per_nic=0, sockets_base=4, sockets_per_disk=1),
         Demand("netvsp", _BASE, per_vm=1, per_disk=0, per_nic=5, sockets_base=4, sockets_per_nic=1),
     ),
@@ -87,7 +92,7 @@ def check_limits(
         if not _fits(demand.base + wanted, descriptors_limit):
             refuse(f"{demand.base + wanted} descriptors in one process ({demand.process})", descriptors_limit,
                    _share(vms, wanted, descriptors_limit - demand.base), "raise it (ulimit -Hn)")
-        sockets = demand.sockets_per_disk * disks + demand.sockets_per_nic * nics
+        sockets = demand.sockets_per_disk * disks + demand.sockets_per_nic * nics + demand.sockets_per_vm * vms
         if demand.sockets_base + sockets > max_sockets:
             refuse(f"{demand.sockets_base + sockets} ZeroMQ sockets in one process ({demand.process})", max_sockets,
                    _share(vms, sockets, max_sockets - demand.sockets_base), "give them fewer disks and NICs")

@@ -95,6 +95,17 @@ class Table:
             return data.DEFAULT_HANG_AFTER_S
         return seconds
 
+    def parsed(self, key: str, parse: Callable[[object], float | None], rule: str, default: float) -> float:
+        """What ``parse`` makes of the value; ``default`` if it is missing, or (and a line) if it is not right."""
+        if key not in self.values:
+            return default
+        value = self.values[key]
+        number = parse(value)
+        if number is None:
+            self.error(key, f"is {describe(value)}", rule)
+            return default
+        return number
+
     def tables(self, key: str) -> list[Any] | None:
         """The array of tables under ``key``, each still to be checked; ``None`` (and a line) if it is no array."""
         value = self.values.get(key, [])

@@ -8,6 +8,8 @@ from partitions.child.console import CommandError, Session, Usage
 from vmbus_emu.device import BlockDevice
 from vmbus_emu.witness.samples import Samples
 
+#: How much a guest's clock may be off.
+MAX_DRIFT_PPM = 200_000.0
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -42,6 +44,16 @@ def seconds(text: str, what: str) -> float:
         value = -1.0
     if not 0 <= value <= 86400:
         raise Usage(f"{what} {text!r} is not a number of seconds")
+    return value
+
+
+def parts_per_million(text: str) -> float:
+    try:
+        value = float(text.removesuffix("ppm"))
+    except ValueError:
+        value = float("nan")
+    if not abs(value) <= MAX_DRIFT_PPM:
+        raise Usage(f"{text!r} is not a rate from -{MAX_DRIFT_PPM:g} to {MAX_DRIFT_PPM:g} ppm")
     return value
 
 

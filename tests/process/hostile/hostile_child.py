@@ -22,9 +22,11 @@ from partitions.child.process import ChildProcess
 from vmbus_emu import envelopes
 from vmbus_emu.lifeline import CHUNK, MAX_MESSAGE
 from vmbus_emu.node import Node
+from vmbus_emu.protocol import guids
 from vmbus_emu.protocol import hypercall as hv
 from vmbus_emu.protocol import vmbus as wire
 from vmbus_emu.protocol.packets import IN_BAND
+from vmbus_emu.task import sleep
 
 HERE: dict[str, Any] = {}
 
@@ -224,6 +226,19 @@ def disk_relid(session: Session) -> tuple[Any, int]:
     return driver, relid
 
 
+async def component_garbage(session: Session) -> None:
+    """On the channel of our time synchronisation."""
+    driver = bus(session)
+
+    def channel() -> Any:
+        found = [relid for relid, one in driver._offered_devices.items() if one.offer.interface_guid == guids.TIME_SYNC]
+        return driver._channels.get(found[0]) if found else None
+
+    while channel() is None:
+        await sleep(session.guest.loop, 0.005)
+    channel().send(IN_BAND, 0, 0, b"garbage")
+
+
 async def realtime_signal(session: Session) -> None:
     os.kill(os.getpid(), signal.SIGRTMIN + 6)
 
@@ -232,7 +247,7 @@ ATTACKS: dict[str, Callable[[Session], Any]] = {
     attack.__name__: attack
     for attack in (
         lifeline_garbage, lifeline_descriptors, lifeline_forgery, console_flood, log_flood, lifeline_closed, hypercalls,
-        hypercall_oversized, vmbus_messages, own_channel, own_channel_oversized, realtime_signal,
+        hypercall_oversized, vmbus_messages, own_channel, own_channel_oversized, component_garbage, realtime_signal,
     )
 }
 

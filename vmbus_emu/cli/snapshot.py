@@ -1,0 +1,38 @@
+"""``vmbus-emu snapshot``: a consistent copy of a VM's disk."""
+
+from __future__ import annotations
+
+import click
+
+from vmbus_emu.cli.attach import attached, running_vm
+from vmbus_emu.cli.options import complete_vms, json_option, name_option
+from vmbus_emu.cli.table import json_text, printable
+
+
+@click.command(short_help="Copy a VM's disk while it runs.")
+@name_option
+@json_option
+@click.option("--disk", default="disk0", show_default=True, metavar="DISK", help="Which of its disks.")
+@click.option("--no-quiesce", is_flag=True, help="Copy it as it is: what a power failure would leave.")
+@click.argument("vm", metavar="VM", shell_complete=complete_vms)
+@click.argument("file", metavar="FILE", type=click.Path())
+def snapshot(name: str, as_json: bool, disk: str, no_quiesce: bool, vm: str, file: str) -> None:
+    """Copy a VM's disk into FILE, which must not exist, as a raw image with its holes. The VM is asked to hold still
+    (VSS): what it was writing ends and is flushed, what it wants to write then waits, and nothing of it fails. It is
+    let go when the copy is made. If it does not hold still, there is no copy.
+
+    \b
+    Example:
+      vmbus-emu snapshot vm1 copy.img
+      vmbus-emu snapshot vm1 crashed.img --no-quiesce
+    """
+    vm = running_vm(name, vm)
+    with attached(name) as machine:
+        report = machine.snapshot(vm, file, disk, quiesce=not no_quiesce)
+    if as_json:
+        click.echo(json_text({"schema": 1, "name": name, **report}))
+        return
+    held = f", {vm} held still for {report['frozen_ms']:.0f} ms" if report["quiesced"] else ""
+    click.echo(printable(
+        f"{report['disk']}: {report['bytes']} bytes ({report['data_bytes']} of data) in {report['ms']:.0f} ms{held}"
+    ))
