@@ -81,7 +81,7 @@ def _job_lines(
     title = job_title(*head)
     yield f"{title:38} {'p50 us':>8} {'':18} {'times':>7} {'':19} {'p99 us':>8} {'CPU us':>8} {'crosses':>7}"
     for row in rows:
-        name = Configuration(row["arch"], row["transport"], row["poll"]).name
+        name = Configuration.of(row).name
         if row["p50_us"] is None:
             yield f"  {name:36} {'-':>8} {'; '.join(sorted(set(row['failed'])))}"
             continue
@@ -93,7 +93,7 @@ def _job_lines(
         )
     for row in rows:
         if row.get("received"):
-            yield f"    {Configuration(row['arch'], row['transport'], row['poll']).name} {received(row['received'])}"
+            yield f"    {Configuration.of(row).name} {received(row['received'])}"
     yield from bound_lines(rows, bounds)
 
 
@@ -107,7 +107,7 @@ def bound_lines(rows: Sequence[Row], bounds: Mapping[Any, Row]) -> Iterator[str]
     for row in rows:
         bound = bounds.get(_key(row))
         if bound is not None:
-            name = Configuration(row["arch"], row["transport"], row["poll"]).name
+            name = Configuration.of(row).name
             yield f"    {name} is {number(bound['value'])} times {bound['to']['baseline']} {sure(bound)}".rstrip()
 
 
@@ -135,7 +135,7 @@ def received(told: Mapping[str, float]) -> str:
 
 def _key(row: Row) -> tuple[Any, ...]:
     of = row.get("of", row)
-    return row["job"], row["size"], row["depth"], row.get("rate"), of["arch"], of["transport"], of["poll"]
+    return row["job"], row["size"], row["depth"], row.get("rate"), Configuration.of(of)
 
 
 def verdict_lines(run: Mapping[str, Any]) -> Iterator[str]:
@@ -150,7 +150,7 @@ def compare_lines(rows: Sequence[Row]) -> Iterator[str]:
     for (job, size, depth), some in groupby(rows, key=lambda row: (row["job"], row["size"], row["depth"])):
         yield f"{job}, {size} bytes, depth {depth}"
         for row in some:
-            name = Configuration(row["arch"], row["transport"], row["poll"]).name
+            name = Configuration.of(row).name
             told = "" if row["significant"] else "not significant"
             yield (
                 f"  {name:34} {row['metric']:14} {number(row['before']):>9} -> {number(row['after']):>9}  "

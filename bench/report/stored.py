@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bench.machines import Configuration
+from bench.machines import MODES, SYNTHETIC, Configuration
 from bench.table import job_title
 
 Document = Mapping[str, Any]
@@ -29,7 +29,7 @@ class Row:
     def __init__(self, document: Document) -> None:
         self.document = document
         arch, transport, poll = (text(document, name) for name in ("arch", "transport", "poll"))
-        self.place = Configuration(arch, transport, poll or None)
+        self.place = Configuration(arch, transport, poll or None, text(document, "devices") or SYNTHETIC)
 
     def figure(self, name: str) -> float | None:
         return finite(self.document.get(name))
@@ -186,7 +186,10 @@ def _words(document: Document, name: str) -> list[str]:
 
 
 def carried(place: Configuration) -> str:
-    """What carries the messages, as in ``over rings``; of the monolith nothing."""
+    """What carries the messages, as in ``over rings``; of the monolith nothing. Of emulated devices, how disks move
+    their data."""
+    if place.emulated:
+        return f"with IDE by {MODES.get(place.devices, place.devices)}"
     words = _TRANSPORTS.get(place.transport, "")
     return words + _WAITS.get(place.poll or "", "") if words else ""
 
