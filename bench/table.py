@@ -63,7 +63,7 @@ def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
         f"{environment['cpu'] or 'unknown processor'}, {environment['cores']} cores, Python {environment['python']}"
         f"{'' if environment['gil'] else ' without GIL'}, libzmq {environment['zmq']}, load {environment['load']:.2f}"
     )
-    ratios = {_key(ratio): ratio for ratio in run["ratios"] if "arch" in ratio["to"] and ratio["metric"] == "p50_us"}
+    ratios = ratios_of(run)
     bounds = bounds_of(run)
     for head, rows in groupby(run["results"], key=lambda row: (row["job"], row["size"], row["depth"], row["rate"])):
         yield ""
@@ -85,7 +85,7 @@ def _job_lines(
         if row["p50_us"] is None:
             yield f"  {name:36} {'-':>8} {'; '.join(sorted(set(row['failed'])))}"
             continue
-        ratio = ratios.get(_key(row))
+        ratio = ratios.get(ratio_key(row))
         told = ("", "") if ratio is None else (number(ratio["value"]), sure(ratio))
         yield (
             f"  {name:36} {number(row['p50_us']):>8} {between(row['interval_p50_us']):18} {told[0]:>7} {told[1]:19} "
@@ -97,15 +97,20 @@ def _job_lines(
     yield from bound_lines(rows, bounds)
 
 
+def ratios_of(run: Mapping[str, Any]) -> dict[Any, Row]:
+    """Of medians to those of the first configuration, by :func:`ratio_key`."""
+    return {ratio_key(one): one for one in run["ratios"] if "arch" in one["to"] and one["metric"] == "p50_us"}
+
+
 def bounds_of(run: Mapping[str, Any]) -> dict[Any, Row]:
     """For :func:`bound_lines`."""
-    return {_key(ratio): ratio for ratio in run["ratios"] if "baseline" in ratio["to"]}
+    return {ratio_key(ratio): ratio for ratio in run["ratios"] if "baseline" in ratio["to"]}
 
 
 def bound_lines(rows: Sequence[Row], bounds: Mapping[Any, Row]) -> Iterator[str]:
     """How far each is from the baseline that bounds it, where that is known."""
     for row in rows:
-        bound = bounds.get(_key(row))
+        bound = bounds.get(ratio_key(row))
         if bound is not None:
             name = Configuration.of(row).name
             yield f"    {name} is {number(bound['value'])} times {bound['to']['baseline']} {sure(bound)}".rstrip()
@@ -133,7 +138,8 @@ def received(told: Mapping[str, float]) -> str:
     return f"received {number(told['mbit_per_s'])} Mbit/s, {number(told['frames_per_s'])} frames/s, lost {words}"
 
 
-def _key(row: Row) -> tuple[Any, ...]:
+def ratio_key(row: Row) -> tuple[Any, ...]:
+    """What a result and its ratios have in common."""
     of = row.get("of", row)
     return row["job"], row["size"], row["depth"], row.get("rate"), Configuration.of(of)
 

@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bench.devices import DEVICES
+from bench.devices import configurations as device_configurations
 from bench.jobs import STANDARD as JOBS
 from bench.jobs import Job
 from bench.machines import STANDARD as CONFIGURATIONS
@@ -145,6 +147,18 @@ UNSTABLE = FULL | {"stable": False, "reasons": [
 ]}  # fmt: skip
 
 
+def devices() -> Document:
+    """Synthetic and emulated devices, in both architectures."""
+    jobs, configurations = [JOBS[name] for name in ("read-4k", "ping")], device_configurations(
+        ("microkernel", "monolithic"), DEVICES)
+    made = run(jobs, configurations, rounds=5, count=60)
+    for row in made["results"]:
+        count = {"dma": 26.0, "string": 24.0, "words": 2064.0}.get(row["devices"])
+        if count is not None:
+            row["per_op"] = {"accesses" if row["arch"] == "monolithic" else "intercepts": count}
+    return made
+
+
 def half_failed() -> Document:
     """The monolith was measured, the microkernel not, of another configuration two of three sets."""
     chance = random.Random(1)
@@ -159,5 +173,5 @@ CASES = {
     "empty": {}, "nothing": document(), "full": FULL, "unstable": UNSTABLE, "depths": depths(),
     "few": run([JOBS["null"]], rounds=2, count=60), "nulls": nulled(FULL), "hostile": hostile(FULL),
     "failed": half_failed(), "scale": document(scale=scale()), "boot": document(boot=boot()),
-    "baselines": document(baselines=run([])["baselines"]),
+    "devices": devices(), "baselines": document(baselines=run([])["baselines"]),
 }  # fmt: skip

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import click
 
+from vmbus_emu.cli.bench.choice import ARCHS
+
 
 @click.command(short_help="The jobs, configurations and baselines there are.", name="list")
 def list_() -> None:
     """Show what can be measured: jobs with their requests, configurations, baselines."""
     from bench.baselines import BASELINES
+    from bench.devices import configurations
     from bench.jobs import MACRO, NETWORK
     from bench.jobs import STANDARD as JOBS
-    from bench.machines import STANDARD
+    from bench.machines import MODES, STANDARD
     from bench.operations import OPERATIONS
     from bench.runner import available
 
@@ -24,6 +27,9 @@ def list_() -> None:
         click.echo(f"  {name:16} {job.operation}{size}, depth {job.depth}, {job.seconds:g} s{told}")
     click.echo("configurations")
     for configuration in STANDARD:
+        click.echo(f"  {configuration.name}")
+    click.echo("configurations with emulated devices, bench devices only")
+    for configuration in configurations(ARCHS, MODES):
         click.echo(f"  {configuration.name}")
     click.echo("baselines")
     here = available()
