@@ -169,7 +169,7 @@ def load(path: Path) -> Result:
     for name, kind in (("environment", dict), ("stable", bool), ("reasons", list)):
         if not isinstance(run.get(name), kind):
             raise BadResults(f"{path}: its {name} is missing or damaged")
-    for name in ("results", "baselines", "ratios", "scale", "boot", "waterfalls"):
+    for name in ("results", "baselines", "ratios", "scale", "boot", "roles", "waterfalls"):
         rows = run.setdefault(name, []) if name in _ALWAYS else run.get(name, [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise BadResults(f"{path}: its {name} are damaged")

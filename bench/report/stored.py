@@ -98,6 +98,7 @@ class Run:
         self.baselines = [Row(row) for row in rows(document, "baselines")]
         self.scale = [Row(row) for row in rows(document, "scale")]
         self.boot = [Row(row) for row in rows(document, "boot")]
+        self.roles = [Row(row) for row in rows(document, "roles")]
         self.waterfalls = [Row(row) for row in rows(document, "waterfalls")]
         self.untraced = _words(document, "untraced")
         self._ratios = rows(document, "ratios")
@@ -139,6 +140,11 @@ def _grouped(document: Document) -> Iterator[Group]:
         found.setdefault((text(row.document, "job"), size, row.depth, rate, row.vms), []).append(row)
     for (job, size, depth, rate, _), some in found.items():
         yield Group(job, size, depth, rate, job_title(job, size, depth, rate), some)
+
+
+def times_of(ratio: Document) -> Times | None:
+    """A stored ratio; ``None``: there is none."""
+    return None if finite(ratio.get("value")) is None else _times(ratio)
 
 
 def _times(ratio: Document) -> Times:

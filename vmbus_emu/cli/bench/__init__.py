@@ -15,6 +15,7 @@ from vmbus_emu.cli.bench.macro import macro
 from vmbus_emu.cli.bench.options import Asked, measure, measuring
 from vmbus_emu.cli.bench.rates import network, throughput
 from vmbus_emu.cli.bench.report import report
+from vmbus_emu.cli.bench.roles import roles
 from vmbus_emu.cli.bench.scale import boot, scale
 
 
@@ -45,5 +46,5 @@ def bench(context: click.Context, asked: Asked) -> None:
     measure(STANDARD, list(JOBS.values()), asked, tuple(BASELINES), apart)
 
 
-for _verb in (latency, throughput, network, devices, scale, boot, baseline, macro, compare, report, list_):
+for _verb in (latency, throughput, network, devices, roles, scale, boot, baseline, macro, compare, report, list_):
     bench.add_command(_verb)

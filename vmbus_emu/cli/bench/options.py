@@ -173,5 +173,5 @@ def _once(file: OutFile | None) -> OutFile | None:
 
 def _has_figures(run: Mapping[str, Any]) -> bool:
     """Whether anything was measured of what the run is about: baselines, if they are all."""
-    rows = [row for part in ("results", "scale", "boot") for row in run.get(part, ())] or run.get("baselines", ())
-    return any(row.get("repetitions") for row in rows)
+    rows = [row for part in ("results", "scale", "boot", "roles") for row in run.get(part, ())]
+    return any(row.get("repetitions") for row in rows or run.get("baselines", ()))
