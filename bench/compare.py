@@ -11,21 +11,22 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from bench.machines import Configuration
 from bench.results import METRICS, both, measured
 from bench.statistics import Ratio
 
 Run = Mapping[str, Any]
-_KEY = ("job", "arch", "transport", "poll", "size", "depth", "rate", "vms")
+_REQUEST = ("job", "size", "depth", "rate", "vms")
 
 
 def compare(before: Run, after: Run, paired: bool = False) -> list[dict[str, Any]]:
     """One row per job, configuration and metric that both runs have: ``after / before``. ``paired``: both were made in
     the same rounds (:mod:`bench.ab`)."""
-    known = {tuple(row.get(name) for name in _KEY): row for row in before["results"] if "sets" in row}
+    known = {_key(row): row for row in before["results"] if "sets" in row}
     paces = Pace(1.0, 1.0, 1.0) if paired else pace(before, after)
     rows = []
     for row in after["results"]:
-        old = known.get(tuple(row.get(name) for name in _KEY))
+        old = known.get(_key(row))
         if old is None or "sets" not in row:
             continue
         for metric in METRICS:
@@ -43,7 +44,7 @@ def compare(before: Run, after: Run, paired: bool = False) -> list[dict[str, Any
             found = [Ratio([value * scale for value in ours], theirs, paired=paired) for scale in scales]
             ratio = found[0]
             rows.append({
-                **{name: row.get(name) for name in _KEY}, "metric": metric,
+                **{name: row.get(name) for name in _REQUEST}, **Configuration.of(row).fields, "metric": metric,
                 "before": statistics.median(theirs), "after": statistics.median(ours) * scales[0],
                 "after_as_measured": statistics.median(ours), "value": ratio.value,
                 "interval": None if ratio.interval is None else list(ratio.interval),
@@ -51,6 +52,10 @@ def compare(before: Run, after: Run, paired: bool = False) -> list[dict[str, Any
                 and len({one.value > 1 for one in found}) == 1,
             })  # fmt: skip
     return rows
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return Configuration.of(row), *(row.get(name) for name in _REQUEST)
 
 
 class Pace(NamedTuple):

@@ -13,7 +13,7 @@ import shlex
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,19 +35,43 @@ _MOST_PER_S = 1_500_000
 #: And so many in all: 256 MiB.
 _MOST_SAMPLES = 1 << 25
 _WRITES = ("write", "commit")
+SYNTHETIC = "synthetic"
+#: How the emulated IDE disks move their data, in the words of a configuration's name.
+MODES: Mapping[str, str] = {"dma": "DMA", "string": "string I/O", "words": "words"}
+#: See :func:`slowness`.
+WORDS_SLOWNESS = 16.0
 #: What a guest may take beyond the job's time.
 _PATIENCE_S = 60.0
 
 
 class Configuration(NamedTuple):
-    """Where the components are and how they speak: ``call`` in the monolith; only rings have ``poll``."""
+    """Where the components are and how they speak: ``call`` in the monolith; only rings have ``poll``. ``devices``:
+    ``synthetic``, or the mode of the IDE disks of VMs without integration services (``hdparm``); these have no
+    channels, so their ``transport`` is nobody's."""
 
     arch: str
     transport: str
     poll: str | None = None
+    devices: str = SYNTHETIC
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Configuration:
+        """That of a stored row. Rows of earlier versions have no ``devices``."""
+        return cls(row["arch"], row["transport"], row["poll"], row.get("devices") or SYNTHETIC)
+
+    @property
+    def fields(self) -> dict[str, str | None]:
+        """As a row stores it."""
+        return self._asdict()
+
+    @property
+    def emulated(self) -> bool:
+        return self.devices != SYNTHETIC
 
     @property
     def name(self) -> str:
+        if self.emulated:
+            return f"{self.arch}, IDE by {MODES.get(self.devices, self.devices)}"
         told = [self.arch] if self.transport == "call" else [self.arch, self.transport]
         return " ".join(told + ([f"--poll {self.poll}"] if self.poll not in (None, "adaptive") else []))
 
@@ -99,10 +123,14 @@ def running(
     configuration: Configuration, folder: Path, vms: int = 2, environment: Mapping[str, str] | None = None
 ) -> Iterator[Machine]:
     """A fresh machine. Every VM has a null disk; vm1 also the image ``image`` of ``folder``, one to write on, and one
-    for file systems and databases (:mod:`bench.operations` says which is which)."""
+    for file systems and databases (:mod:`bench.operations` says which is which). Raises :class:`MachineError`."""
+    services = not configuration.emulated
     document: dict[str, Any] = {
         "name": f"bench-{os.getpid()}", "arch": configuration.arch,
-        "vm": [{"name": f"vm{number}", "disk": [{"null": "1TiB"}]} for number in range(1, vms + 1)],
+        "vm": [
+            {"name": f"vm{number}", "disk": [{"null": "1TiB"}], "integration_services": services}
+            for number in range(1, vms + 1)
+        ],
     }
     document["vm"][0]["disk"] += [
         {"file": str(folder / "image")},
@@ -114,6 +142,11 @@ def running(
         document["poll"] = configuration.poll
     # A version of some time ago, which bench.ab measures, knows no environment.
     with Machine(document, environment) if environment else Machine(document) as machine:
+        if configuration.emulated:
+            for disk in range(len(document["vm"][0]["disk"])):
+                chosen = machine.exec("vm1", f"hdparm disk{disk} {configuration.devices}", timeout=_PATIENCE_S)
+                if chosen.status:
+                    raise MachineError(f"vm1: {chosen.stderr.decode(errors='replace').strip()}")
         yield machine
 
 
@@ -131,7 +164,8 @@ def sample_set(
                 if where is not None and processes(rows) != placed:  # at first, and when somebody was replaced
                     pins.pin(rows, where)
                     placed = processes(rows)
-                results[job] = _tried(machine, job, folder)
+                longer = replace(job, seconds=job.seconds * slowness(configuration, job))
+                results[job] = _tried(machine, longer, folder)
                 if where is not None and isinstance(found := results[job], Measured):
                     found.misplaced = pins.misplaced(rows, where)
                 done(job)
@@ -141,6 +175,13 @@ def sample_set(
                 results[job] = f"the machine failed: {error}"
                 done(job)
     return results
+
+
+def slowness(configuration: Configuration, job: Job) -> float:
+    """How many times longer than elsewhere a job is measured: where every word of its data is an intercept, a window of
+    the usual length would end within its first request."""
+    by_words = configuration.devices == "words" and configuration.arch != "monolithic"
+    return WORDS_SLOWNESS if by_words and OPERATIONS[job.operation].on_disk else 1.0
 
 
 def _tried(machine: Machine, job: Job, folder: Path) -> Measured | str:

@@ -28,6 +28,11 @@ class Operation(NamedTuple):
     open_loop: bool = True          #: whether it can be asked for at a rate
     lacking: Callable[[], str] = str    #: what is not installed that it needs, and how to get it; empty: nothing
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether it is a request to a disk, of so many bytes."""
+        return self.whole_sectors
+
 
 def _on_disk(disk: str) -> Command:
     def command(job: Job, common: str) -> str:

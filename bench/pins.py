@@ -19,6 +19,8 @@ APART, TOGETHER, NONE = "apart", "together", "none"
 WAYS = (APART, TOGETHER, NONE)
 #: Whose processor is chosen first, of those that serve.
 _FIRST = ("storvsp", "netvsp", "parent", "hypervisor")
+#: Roles of those that no load from outside is to sit with, if it can be helped.
+_BESIDE_LOADS = ("child", "parent", "storvsp", "netvsp", "role")
 _CPUS = Path("/sys/devices/system/cpu")
 
 Rows = Sequence[Mapping[str, Any]]
@@ -73,6 +75,23 @@ def _wanted(rows: Rows, where: Places) -> Iterator[tuple[int, str, int]]:
         own = guests.get(name, where.hosts[index % len(where.hosts)])
         for thread, title in threads(pid):
             yield thread, name if thread == pid else f"{name}'s thread {title}", guests.get(title, own)
+
+
+def processor_of(rows: Rows, where: Places) -> dict[str, int]:
+    """Every process' processor, by its name."""
+    pids = {row["pid"] for row in rows}
+    return {name: cpu for thread, name, cpu in _wanted(rows, where) if thread in pids}
+
+
+def bystander(rows: Rows, where: Places) -> int:
+    """The processor on which a load from outside of the machine disturbs least what is measured: one that no VM, nobody
+    who serves them, and no role has. If there is none, as with two or three processors, that of the role: what the
+    load takes there it takes from those who share it with the role, but nothing from vm1."""
+    processor = processor_of(rows, where)
+    known = [(row["role"], processor[row["name"]]) for row in rows if row["name"] in processor]
+    taken = {cpu for role, cpu in known if role in _BESIDE_LOADS}
+    free = [cpu for cpu in where.guests if cpu not in taken]
+    return free[-1] if free else next((cpu for role, cpu in known if role == "role"), where.hosts[0])
 
 
 def threads(pid: int) -> Iterator[tuple[int, str]]:

@@ -27,8 +27,11 @@ BOUNDS: Mapping[tuple[str, str | None], str] = {
     ("ring", "adaptive"): "shm-spin", ("ring", "always"): "shm-spin",
 }  # fmt: skip
 
-#: Counters of what passes from one process to another.
-_CROSSINGS = ("packets", "messages", "hypercalls", "intercepts")
+#: How often each that is counted passes from one process to another. An intercept goes to the hypervisor, to the
+#: worker, and back the same way; the first step back is the worker's hypercall, which is counted as that.
+_CROSSINGS: Mapping[str, int] = {
+    "packets": 1, "messages": 1, "hypercalls": 1, "intercepts": 3, "interrupts": 1, "frames": 1,
+}  # fmt: skip
 
 #: Parts of every run, and what each of its results has.
 _ALWAYS = ("baselines", "ratios")
@@ -45,10 +48,9 @@ def result(job: Job, of: Configuration, sets: Sequence[Measured | str], vms: int
     """One row: ``job`` on a configuration, over its sample sets; of those that failed, why."""
     good = [one for one in sets if isinstance(one, Measured)]
     row: Result = {
-        "job": job.name, "arch": of.arch, "transport": of.transport, "poll": of.poll, "size": job.size,
-        "depth": job.depth, "rate": job.rate or None, "vms": vms, "ops_per_s": None, "p50_us": None, "p99_us": None,
-        "p999_us": None, "cpu_us_per_op": None, "interval_p50_us": None, "repetitions": len(good),
-        "failed": [one for one in sets if isinstance(one, str)],
+        "job": job.name, **of.fields, "size": job.size, "depth": job.depth, "rate": job.rate or None, "vms": vms,
+        "ops_per_s": None, "p50_us": None, "p99_us": None, "p999_us": None, "cpu_us_per_op": None,
+        "interval_p50_us": None, "repetitions": len(good), "failed": [one for one in sets if isinstance(one, str)],
     }  # fmt: skip
     if not good:
         return row
@@ -77,7 +79,7 @@ def result(job: Job, of: Configuration, sets: Sequence[Measured | str], vms: int
     if good[0].received:
         row["received"] = {name: statistics.median(one.received[name] for one in good) for name in good[0].received}
     # Each takes what is asked or answered from one address space into another.
-    row["crossings_per_op"] = sum(row["per_op"].get(name, 0.0) for name in _CROSSINGS)
+    row["crossings_per_op"] = sum(times * row["per_op"].get(name, 0.0) for name, times in _CROSSINGS.items())
     memory = [one.memory_bytes for one in good if one.memory_bytes is not None]
     row["memory_bytes"] = statistics.median(memory) if memory else None
     return row
@@ -120,7 +122,8 @@ def ratios(rows: Sequence[Result], baselines: Sequence[Result]) -> list[Result]:
         if first is not row and "sets" in first:
             for metric in METRICS:
                 found.append(_ratio(row, metric, first["sets"][metric], _of(first)))
-        bound = BOUNDS.get((row["transport"], row["poll"]))
+        of = Configuration.of(row)
+        bound = None if of.emulated else BOUNDS.get((of.transport, of.poll))
         base = next((one for one in baselines if one["baseline"] == bound and "sets" in one), None)
         if row["depth"] == 1 and base is not None:
             found.append(_ratio(row, "p50_us", base["sets"]["p50_us"], {"baseline": bound}))
@@ -132,7 +135,7 @@ def _same_job(one: Result, other: Result) -> bool:
 
 
 def _of(row: Result) -> Result:
-    return {name: row[name] for name in ("arch", "transport", "poll")}
+    return dict(Configuration.of(row).fields)
 
 
 def _ratio(row: Result, metric: str, theirs: Sequence[float | None], to: Result) -> Result:
@@ -166,7 +169,7 @@ def load(path: Path) -> Result:
     for name, kind in (("environment", dict), ("stable", bool), ("reasons", list)):
         if not isinstance(run.get(name), kind):
             raise BadResults(f"{path}: its {name} is missing or damaged")
-    for name in ("results", "baselines", "ratios", "scale", "boot", "waterfalls"):
+    for name in ("results", "baselines", "ratios", "scale", "boot", "roles", "waterfalls"):
         rows = run.setdefault(name, []) if name in _ALWAYS else run.get(name, [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise BadResults(f"{path}: its {name} are damaged")

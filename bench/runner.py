@@ -67,7 +67,7 @@ def run(
     rows = [results.result(job, one, sets[one, job]) for job in jobs for one in configurations]
     bases = [results.baseline(name, based[name]) for name in baselines]
     medians = {
-        f"{row['job']} on {Configuration(row['arch'], row['transport'], row['poll']).name}": row["sets"]["p50_us"]
+        f"{row['job']} on {Configuration.of(row).name}": row["sets"]["p50_us"]
         for row in rows if "sets" in row
     } | {f"baseline {row['baseline']}": row["sets"]["p50_us"] for row in bases if "sets" in row}  # fmt: skip
     # What is not installed was not to be measured.
@@ -81,7 +81,7 @@ def run(
 def failures(rows: Sequence[results.Result], bases: Sequence[results.Result]) -> list[str]:
     """What was to be measured and was not, as one reason to doubt the rest; the first is told."""
     failed = [
-        f"{row['job']} on {Configuration(row['arch'], row['transport'], row['poll']).name} failed "
+        f"{row['job']} on {Configuration.of(row).name} failed "
         f"{len(row['failed'])} times: {row['failed'][0]}" for row in rows if row["failed"]
     ] + [f"baseline {row['baseline']} failed {len(row['failed'])} times: {row['failed'][0]}"
          for row in bases if row["failed"]]  # fmt: skip

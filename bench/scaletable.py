@@ -14,7 +14,7 @@ _MIB = 1 << 20
 
 
 def _name(row: Row) -> str:
-    return Configuration(row["arch"], row["transport"], row["poll"]).name
+    return Configuration.of(row).name
 
 
 def _by_configuration(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:

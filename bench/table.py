@@ -63,7 +63,7 @@ def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
         f"{environment['cpu'] or 'unknown processor'}, {environment['cores']} cores, Python {environment['python']}"
         f"{'' if environment['gil'] else ' without GIL'}, libzmq {environment['zmq']}, load {environment['load']:.2f}"
     )
-    ratios = {_key(ratio): ratio for ratio in run["ratios"] if "arch" in ratio["to"] and ratio["metric"] == "p50_us"}
+    ratios = ratios_of(run)
     bounds = bounds_of(run)
     for head, rows in groupby(run["results"], key=lambda row: (row["job"], row["size"], row["depth"], row["rate"])):
         yield ""
@@ -81,11 +81,11 @@ def _job_lines(
     title = job_title(*head)
     yield f"{title:38} {'p50 us':>8} {'':18} {'times':>7} {'':19} {'p99 us':>8} {'CPU us':>8} {'crosses':>7}"
     for row in rows:
-        name = Configuration(row["arch"], row["transport"], row["poll"]).name
+        name = Configuration.of(row).name
         if row["p50_us"] is None:
             yield f"  {name:36} {'-':>8} {'; '.join(sorted(set(row['failed'])))}"
             continue
-        ratio = ratios.get(_key(row))
+        ratio = ratios.get(ratio_key(row))
         told = ("", "") if ratio is None else (number(ratio["value"]), sure(ratio))
         yield (
             f"  {name:36} {number(row['p50_us']):>8} {between(row['interval_p50_us']):18} {told[0]:>7} {told[1]:19} "
@@ -93,21 +93,26 @@ def _job_lines(
         )
     for row in rows:
         if row.get("received"):
-            yield f"    {Configuration(row['arch'], row['transport'], row['poll']).name} {received(row['received'])}"
+            yield f"    {Configuration.of(row).name} {received(row['received'])}"
     yield from bound_lines(rows, bounds)
+
+
+def ratios_of(run: Mapping[str, Any]) -> dict[Any, Row]:
+    """Of medians to those of the first configuration, by :func:`ratio_key`."""
+    return {ratio_key(one): one for one in run["ratios"] if "arch" in one["to"] and one["metric"] == "p50_us"}
 
 
 def bounds_of(run: Mapping[str, Any]) -> dict[Any, Row]:
     """For :func:`bound_lines`."""
-    return {_key(ratio): ratio for ratio in run["ratios"] if "baseline" in ratio["to"]}
+    return {ratio_key(ratio): ratio for ratio in run["ratios"] if "baseline" in ratio["to"]}
 
 
 def bound_lines(rows: Sequence[Row], bounds: Mapping[Any, Row]) -> Iterator[str]:
     """How far each is from the baseline that bounds it, where that is known."""
     for row in rows:
-        bound = bounds.get(_key(row))
+        bound = bounds.get(ratio_key(row))
         if bound is not None:
-            name = Configuration(row["arch"], row["transport"], row["poll"]).name
+            name = Configuration.of(row).name
             yield f"    {name} is {number(bound['value'])} times {bound['to']['baseline']} {sure(bound)}".rstrip()
 
 
@@ -133,9 +138,10 @@ def received(told: Mapping[str, float]) -> str:
     return f"received {number(told['mbit_per_s'])} Mbit/s, {number(told['frames_per_s'])} frames/s, lost {words}"
 
 
-def _key(row: Row) -> tuple[Any, ...]:
+def ratio_key(row: Row) -> tuple[Any, ...]:
+    """What a result and its ratios have in common."""
     of = row.get("of", row)
-    return row["job"], row["size"], row["depth"], row.get("rate"), of["arch"], of["transport"], of["poll"]
+    return row["job"], row["size"], row["depth"], row.get("rate"), Configuration.of(of)
 
 
 def verdict_lines(run: Mapping[str, Any]) -> Iterator[str]:
@@ -150,7 +156,7 @@ def compare_lines(rows: Sequence[Row]) -> Iterator[str]:
     for (job, size, depth), some in groupby(rows, key=lambda row: (row["job"], row["size"], row["depth"])):
         yield f"{job}, {size} bytes, depth {depth}"
         for row in some:
-            name = Configuration(row["arch"], row["transport"], row["poll"]).name
+            name = Configuration.of(row).name
             told = "" if row["significant"] else "not significant"
             yield (
                 f"  {name:34} {row['metric']:14} {number(row['before']):>9} -> {number(row['after']):>9}  "

@@ -19,7 +19,7 @@ def waterfall_lines(waterfalls: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _lines(one: Mapping[str, Any]) -> Iterator[str]:
-    name = Configuration(one["arch"], one["transport"], one["poll"]).name
+    name = Configuration.of(one).name
     total = one["total_us"]
     yield (
         f"{one['job']}, {name}: {number(total)} us (mean of the {one['requests']} requests in the middle; "

@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bench.devices import DEVICES
+from bench.devices import configurations as device_configurations
 from bench.jobs import STANDARD as JOBS
 from bench.jobs import Job
 from bench.machines import STANDARD as CONFIGURATIONS
@@ -145,6 +147,40 @@ UNSTABLE = FULL | {"stable": False, "reasons": [
 ]}  # fmt: skip
 
 
+def devices() -> Document:
+    """Synthetic and emulated devices, in both architectures."""
+    jobs, configurations = [JOBS[name] for name in ("read-4k", "ping")], device_configurations(
+        ("microkernel", "monolithic"), DEVICES)
+    made = run(jobs, configurations, rounds=5, count=60)
+    for row in made["results"]:
+        count = {"dma": 26.0, "string": 24.0, "words": 2064.0}.get(row["devices"])
+        if count is not None:
+            row["per_op"] = {"accesses" if row["arch"] == "monolithic" else "intercepts": count}
+    return made
+
+
+def roles() -> list[Document]:
+    """The microkernel's rows: of two jobs, over ZeroMQ and rings, in the three arms."""
+    return [
+        {
+            "job": job, "arch": of.arch, "transport": of.transport, "poll": of.poll, "size": JOBS[job].size, "depth": 1,
+            "arm": arm, "role": role, "cpu_limit": limit, "held_by": held_by, "ops_per_s": 8e3 / slow,
+            "p50_us": 110.0 * slow, "p99_us": 230.0 * slow, "cpu_us_per_op": 150.0,
+            "interval_p50_us": [100.0 * slow, 120.0 * slow], "repetitions": 10, "failed": [],
+            "queries_per_s": role and 1000.0 * slow, "role_cpu": role and 0.1 * slow, "load_cpu": role and 0.01,
+            "processors": {"vm1": 0, "vm2": 1, "parent": 1, **({"dns": 1, "load": 1} if role else {})},
+            "times": role and {"p50_us": {"value": float(slow), "interval": [slow - 0.5, slow + 0.5],
+                                          "significant": slow > 2}, "p99_us": None},
+            "sets": {"p50_us": [110.0 * slow] * 10},
+        }
+        for job in ("read-4k", "ping") for of in CONFIGURATIONS[1:3]
+        for arm, role, limit, held_by, slow in (
+            ("none", None, None, None, 1), ("busy", "dns", None, "no limit", 5),
+            ("limited", "dns", 0.2, "0.2 cores, by cgroup v1", 2),
+        )
+    ]  # fmt: skip
+
+
 def half_failed() -> Document:
     """The monolith was measured, the microkernel not, of another configuration two of three sets."""
     chance = random.Random(1)
@@ -159,5 +195,5 @@ CASES = {
     "empty": {}, "nothing": document(), "full": FULL, "unstable": UNSTABLE, "depths": depths(),
     "few": run([JOBS["null"]], rounds=2, count=60), "nulls": nulled(FULL), "hostile": hostile(FULL),
     "failed": half_failed(), "scale": document(scale=scale()), "boot": document(boot=boot()),
-    "baselines": document(baselines=run([])["baselines"]),
+    "devices": devices(), "roles": document(roles=roles()), "baselines": document(baselines=run([])["baselines"]),
 }  # fmt: skip

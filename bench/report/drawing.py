@@ -10,7 +10,7 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,7 +69,14 @@ class Look(NamedTuple):
         return {"linestyle": self.dash, "linewidth": 1.6, **self.marked}
 
 
+#: Colour and marker of emulated devices, by their mode; the monolith's are hollow.
+_EMULATED: Mapping[str, tuple[str, str]] = {"dma": (ORANGE, "P"), "string": (VIOLET, "p"), "words": (RED, "<")}
+
+
 def look(place: Configuration) -> Look:
+    if place.emulated:
+        colour, marker = _EMULATED.get(place.devices, (SOFT, "*"))
+        return Look(colour, marker, place.arch != "monolithic", (0, (2, 1)) if place.arch == "monolithic" else "-")
     colour = {"zmq": BLUE, "ring": GREEN}.get(place.transport, INK)
     marker = {"never": "v", "always": "^"}.get(place.poll or "", {"zmq": "s", "ring": "D"}.get(place.transport, "o"))
     apart = place.arch == "disaggregated"

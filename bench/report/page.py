@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.report import bars, curves, surroundings, tables
+from bench.report import bars, curves, roletables, surroundings, tables
 from bench.report.drawing import Picture
 from bench.report.sentence import ENOUGH, few, summary
 from bench.report.stored import Group, Run
@@ -121,6 +121,8 @@ def _sections(run: Run, draw: _Draws) -> Iterator[str]:
     if run.boot:
         yield ("<h2>Up and down</h2>" + tables.boot(run)
                + _grid(draw(lambda: curves.growth(run.boot, _BOOTED, "b")), _LOGARITHMIC))  # fmt: skip
+    if run.roles:
+        yield "<h2>Beside a busy role</h2>" + roletables.roles(run)
     if run.baselines:
         yield "<h2>Other mechanisms on this machine</h2>" + tables.baselines(run) + tables.bounds(run)
 

@@ -11,7 +11,7 @@ from itertools import count, groupby
 
 from bench.jobs import STANDARD
 from bench.machines import Configuration
-from bench.report.stored import Group, Interval, Row, Run, Times, carried, located
+from bench.report.stored import Group, Interval, Row, Run, Times, carried, located, mapped, text, times_of
 from bench.statistics import RISK
 from bench.table import number
 
@@ -29,7 +29,7 @@ ENOUGH = next(sets for sets in count(1) if 2 * 0.5**sets <= RISK)
 
 def summary(run: Run) -> str:
     """The sentence. With its full stop."""
-    others = "; ".join(words for words in (_scaled(run), _booted(run)) if words)
+    others = "; ".join(words for words in (_scaled(run), _booted(run), _beside_a_role(run)) if words)
     told = _requests(run) or others or _mechanisms(run)
     if not told:
         return "Nothing was measured."
@@ -149,6 +149,26 @@ def _booted(run: Run) -> str:
             times = [f"{timed(row, name, 1e3)} {placed(row.place)}" for row in up]
             return f"{_vms(up[0].vms)} {'is' if up[0].vms == 1 else 'are'} up after {series(times)}"
     return "it could not be measured how long a start takes" if run.boot else ""
+
+
+def _beside_a_role(run: Run) -> str:
+    """Of the first job and configuration, every arm against that without a role."""
+    first = next((row for row in run.roles if row.figure("p50_us") and not text(row.document, "role")), None)
+    if first is None:
+        return "it could not be measured what a role costs" if run.roles else ""
+    job, few = text(first.document, "job"), False
+    told = [f"{_REQUESTS.get(job, job)} takes {timed(first)} {placed(first.place)} without a role"]
+    for row in run.roles:
+        times = times_of(mapped(mapped(row.document.get("times")).get("p50_us")))
+        if (text(row.document, "job"), row.place) == (job, first.place) and times is not None:
+            few |= (row.figure("repetitions") or 0) < ENOUGH
+            doubt = "" if times.significant or few else "not significant"
+            held = text(row.document, "held_by")
+            told.append(f"{number(times.value)} times as long beside a busy one{f', {held}' if held else ''}"
+                        f"{bracketed(times.interval, doubt)}")  # fmt: skip
+    if few:
+        told.append("too few machines were measured to call a difference significant")
+    return "; ".join(told)
 
 
 def _vms(number_of: int) -> str:

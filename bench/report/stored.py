@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bench.machines import Configuration
+from bench.machines import MODES, SYNTHETIC, Configuration
 from bench.table import job_title
 
 Document = Mapping[str, Any]
@@ -29,7 +29,7 @@ class Row:
     def __init__(self, document: Document) -> None:
         self.document = document
         arch, transport, poll = (text(document, name) for name in ("arch", "transport", "poll"))
-        self.place = Configuration(arch, transport, poll or None)
+        self.place = Configuration(arch, transport, poll or None, text(document, "devices") or SYNTHETIC)
 
     def figure(self, name: str) -> float | None:
         return finite(self.document.get(name))
@@ -98,6 +98,7 @@ class Run:
         self.baselines = [Row(row) for row in rows(document, "baselines")]
         self.scale = [Row(row) for row in rows(document, "scale")]
         self.boot = [Row(row) for row in rows(document, "boot")]
+        self.roles = [Row(row) for row in rows(document, "roles")]
         self.waterfalls = [Row(row) for row in rows(document, "waterfalls")]
         self.untraced = _words(document, "untraced")
         self._ratios = rows(document, "ratios")
@@ -139,6 +140,11 @@ def _grouped(document: Document) -> Iterator[Group]:
         found.setdefault((text(row.document, "job"), size, row.depth, rate, row.vms), []).append(row)
     for (job, size, depth, rate, _), some in found.items():
         yield Group(job, size, depth, rate, job_title(job, size, depth, rate), some)
+
+
+def times_of(ratio: Document) -> Times | None:
+    """A stored ratio; ``None``: there is none."""
+    return None if finite(ratio.get("value")) is None else _times(ratio)
 
 
 def _times(ratio: Document) -> Times:
@@ -186,7 +192,10 @@ def _words(document: Document, name: str) -> list[str]:
 
 
 def carried(place: Configuration) -> str:
-    """What carries the messages, as in ``over rings``; of the monolith nothing."""
+    """What carries the messages, as in ``over rings``; of the monolith nothing. Of emulated devices, how disks move
+    their data."""
+    if place.emulated:
+        return f"with IDE by {MODES.get(place.devices, place.devices)}"
     words = _TRANSPORTS.get(place.transport, "")
     return words + _WAITS.get(place.poll or "", "") if words else ""
 

@@ -47,10 +47,15 @@ def within(interval: Interval | None) -> str:
 # -- what is in them ----------------------------------------------------------------------------------------------
 
 
+_TAX = ("", "p50 µs", "95 %", "times", "95 %", "p99 µs", "CPU µs", "crossings", "requests/s", "sets")
+
+
 def tax(run: Run) -> str:
     """Every job on every configuration."""
     open_loop = any(group.rate for group in run.groups)
-    head = ["", "p50 µs", "95 %", "times", "95 %", "p99 µs", "CPU µs", "crossings", "requests/s", "sets"]
+    head = list(_TAX)
+    if any(row.place.emulated for group in run.groups for row in group.rows):
+        head[-2:-2] = ["intercepts"]
     bodies = [(group.title, [_taxed(run, group, row, len(head)) for row in group.rows]) for group in run.groups]
     caption = ("Median latency, how many times that of the first configuration it is, and per request CPU time of all "
                "processes and crossings from one to another; 95 %: the interval; –: not measured"
@@ -72,7 +77,9 @@ def _taxed(run: Run, group: Group, row: Row, columns: int) -> list[str]:
     return [
         name(row.place.name).replace("</th>", f"{failed}</th>"), cell(row.figure("p50_us")),
         within(row.interval("p50_us")), *cells, cell(row.figure("p99_us")), cell(row.figure("cpu_us_per_op")),
-        cell(row.figure("crossings_per_op")), cell(row.figure("ops_per_s")), sets,
+        cell(row.figure("crossings_per_op")),
+        *([cell(finite(mapped(row.document.get("per_op")).get("intercepts")))] if columns > len(_TAX) else []),
+        cell(row.figure("ops_per_s")), sets,
     ]  # fmt: skip
 
 

@@ -150,6 +150,7 @@ class Worker:
                 "counters": {
                     **counters,
                     "intercepts": counters["reads"] + counters["writes"] + counters["string_accesses"],
+                    "frames": sum(p.tx_frames + p.rx_frames for p in ports),
                     "drops": sum(p.tx_drops + p.rx_drops for p in ports),
                     "hypercalls": self._vp.hypercalls,
                     "refused": self._refused,

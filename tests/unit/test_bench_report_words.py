@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bench.jobs import STANDARD as JOBS
+from bench.machines import MODES, Configuration
 from bench.machines import STANDARD as CONFIGURATIONS
-from bench.machines import Configuration
 from bench.report.bars import segments
 from bench.report.curves import quantiles
 from bench.report.drawing import log_ticks, look
@@ -161,7 +161,12 @@ def test_configurations_have_words_and_looks_of_their_own() -> None:
         ("over ZeroMQ", "disaggregated"),
     ]  # fmt: skip
     assert carried(Configuration("microkernel", "ring", "never")) == "over rings that sleep"
-    every = [*CONFIGURATIONS, *(Configuration("microkernel", "ring", poll) for poll in ("never", "always"))]
+    by_dma = Configuration("microkernel", "zmq", None, "dma")
+    assert (carried(by_dma), located(by_dma)) == ("with IDE by DMA", "in the microkernel")
+    every = [
+        *CONFIGURATIONS, *(Configuration("microkernel", "ring", poll) for poll in ("never", "always")),
+        *(Configuration(arch, "zmq", None, mode) for arch in ("microkernel", "monolithic") for mode in MODES),
+    ]  # fmt: skip
     assert len({(one.marker, one.filled) for one in map(look, every)}) == len(every)
 
 

@@ -12,12 +12,14 @@ import pytest
 
 from bench import environment
 from bench.compare import compare, pace
+from bench.costs import _counted
 from bench.jobs import STANDARD
 from bench.machines import STANDARD as CONFIGURATIONS
 from bench.machines import Configuration, Measured
+from bench.report.stored import Run
 from bench.results import BOUNDS, SCHEMA, BadResults, baseline, load, ratios, result
 from bench.runner import failures
-from bench.table import compare_lines, run_lines
+from bench.table import compare_lines, number, run_lines
 
 CALL, ZMQ = CONFIGURATIONS[0], CONFIGURATIONS[1]
 
@@ -60,7 +62,7 @@ def test_a_row_has_what_is_documented_and_null_for_what_was_not_measured() -> No
 def test_each_configuration_is_held_against_the_first_and_messages_against_their_bound() -> None:
     run = made()
     tax = [one for one in run["ratios"] if one["metric"] == "p50_us" and one["to"] == {
-        "arch": "monolithic", "transport": "call", "poll": None}]
+        "arch": "monolithic", "transport": "call", "poll": None, "devices": "synthetic"}]
     assert [(one["job"], round(one["value"], -1), one["significant"]) for one in tax] == [
         ("null", 100, True), ("read-4k", 100, True)]
     bounds = {one["to"]["baseline"]: one["value"] for one in run["ratios"] if "baseline" in one["to"]}
@@ -150,6 +152,63 @@ def test_names_of_configurations() -> None:
     assert [one.name for one in CONFIGURATIONS] == [
         "monolithic", "microkernel zmq", "microkernel ring", "disaggregated zmq", "disaggregated ring"]
     assert Configuration("microkernel", "ring", "never").name == "microkernel ring --poll never"
+
+
+DMA, WORDS = Configuration("microkernel", "zmq", None, "dma"), Configuration("monolithic", "call", None, "words")
+
+
+def test_emulated_devices_are_a_configuration_of_their_own() -> None:
+    assert [of.name for of in (DMA, WORDS)] == ["microkernel, IDE by DMA", "monolithic, IDE by words"]
+    assert [Configuration.of(of.fields) for of in (ZMQ, DMA, WORDS)] == [ZMQ, DMA, WORDS]
+    rows = [
+        result(STANDARD["read-4k"], of, [measured(random.Random(1), us)] * 8) for of, us in ((ZMQ, 100), (DMA, 4000))
+    ]
+    found = ratios(rows, [baseline("pyzmq-msgpack", [[80_000]] * 8)])
+    assert [(Configuration.of(one["of"]), one["metric"]) for one in found if "arch" in one["to"]] == [
+        (DMA, "p50_us"), (DMA, "cpu_us_per_op"), (DMA, "ops_per_s")]  # fmt: skip
+    # No bare mechanism bounds a chain of intercepts.
+    assert [Configuration.of(one["of"]) for one in found if "baseline" in one["to"]] == [ZMQ]
+    run = made() | {"results": rows, "ratios": found}
+    assert {Configuration.of(one) for one in compare(run, run)} == {ZMQ, DMA}
+    (line,) = [line for line in run_lines(run) if line.startswith("  microkernel, IDE by DMA")]
+    assert line.split()[4] == number(rows[1]["p50_us"])
+
+
+def test_an_intercept_crosses_four_times_and_an_interrupt_twice() -> None:
+    """The worker's answer is a hypercall, and so is its interrupt; the hypervisor delivers both."""
+    one = measured(random.Random(1), 100)
+    one.counters = {"packets": 0.0, "hypercalls": 27.0, "intercepts": 26.0, "interrupts": 1.0, "frames": 0.0}
+    row = result(STANDARD["read-4k"], DMA, [one])
+    assert row["crossings_per_op"] == 4 * 26 + 2
+    assert row["per_op"] == {"hypercalls": 27.0, "intercepts": 26.0, "interrupts": 1.0}
+
+
+def test_what_passes_through_the_hypervisor_is_counted_once() -> None:
+    def counters(intercepts: float, packets: float = 0.0) -> dict[str, float]:
+        return {"intercepts": intercepts, "hypercalls": intercepts, "interrupts": 1.0, "packets": packets}
+
+    rows = [{"role": role, "counters": told} for role, told in (
+        ("machine", None), ("hypervisor", counters(26)), ("child", counters(26, 2)), ("worker", counters(26)),
+    )]  # fmt: skip
+    counted = _counted(rows)
+    assert {name: value for name, value in counted.items() if value} == counters(26, 2)
+    monolith = [{"role": "hypervisor", "counters": counters(0)}, {"role": "child", "counters": {"accesses": 26}}]
+    assert (_counted(monolith)["intercepts"], _counted(monolith)["accesses"]) == (0, 26)
+
+
+def test_runs_from_before_emulated_devices_are_of_synthetic_ones(tmp_path: Path) -> None:
+    run = made()
+    for row in [*run["results"], *(ratio[end] for ratio in run["ratios"] for end in ("of", "to"))]:
+        row.pop("devices", None)
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(run))
+    old = load(path)
+    assert list(run_lines(old)) == list(run_lines(made()))
+    rows = compare(old, made())
+    assert len(rows) == 3 * len(old["results"])
+    assert {row["devices"] for row in rows} == {"synthetic"}
+    assert Run(old).times(Run(old).groups[0], Run(old).groups[0].rows[1]) == Run(made()).times(
+        Run(made()).groups[0], Run(made()).groups[0].rows[1])
 
 
 def test_what_failed_in_a_round_is_paired_with_nothing() -> None:

@@ -10,10 +10,12 @@ import click
 from vmbus_emu.cli.bench.catalogue import list_
 from vmbus_emu.cli.bench.chosen import baseline, latency
 from vmbus_emu.cli.bench.compare import compare
+from vmbus_emu.cli.bench.devices import devices
 from vmbus_emu.cli.bench.macro import macro
 from vmbus_emu.cli.bench.options import Asked, measure, measuring
 from vmbus_emu.cli.bench.rates import network, throughput
 from vmbus_emu.cli.bench.report import report
+from vmbus_emu.cli.bench.roles import roles
 from vmbus_emu.cli.bench.scale import boot, scale
 
 
@@ -44,5 +46,5 @@ def bench(context: click.Context, asked: Asked) -> None:
     measure(STANDARD, list(JOBS.values()), asked, tuple(BASELINES), apart)
 
 
-for _verb in (latency, throughput, network, scale, boot, baseline, macro, compare, report, list_):
+for _verb in (latency, throughput, network, devices, roles, scale, boot, baseline, macro, compare, report, list_):
     bench.add_command(_verb)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import click
 
+from vmbus_emu.cli.bench.choice import ARCHS
+
 
 @click.command(short_help="The jobs, configurations and baselines there are.", name="list")
 def list_() -> None:
     """Show what can be measured: jobs with their requests, configurations, baselines."""
+    from bench import busyrole
     from bench.baselines import BASELINES
+    from bench.devices import configurations
     from bench.jobs import MACRO, NETWORK
     from bench.jobs import STANDARD as JOBS
-    from bench.machines import STANDARD
+    from bench.machines import MODES, STANDARD
     from bench.operations import OPERATIONS
+    from bench.roles import ARMS
     from bench.runner import available
 
     click.echo("jobs")
@@ -25,6 +30,13 @@ def list_() -> None:
     click.echo("configurations")
     for configuration in STANDARD:
         click.echo(f"  {configuration.name}")
+    click.echo("configurations with emulated devices, bench devices only")
+    for configuration in configurations(ARCHS, MODES):
+        click.echo(f"  {configuration.name}")
+    lacking = busyrole.lacking()
+    click.echo("arms, bench roles only" + (f" (needs {lacking}: pip install 'vmbus-emu[roles]')" if lacking else ""))
+    for arm, words in ARMS.items():
+        click.echo(f"  {arm:16} {words}")
     click.echo("baselines")
     here = available()
     for name in BASELINES:

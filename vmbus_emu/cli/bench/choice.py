@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 ARCHS = ("monolithic", "microkernel", "disaggregated")
 TRANSPORTS = ("zmq", "ring")
+#: By the name of the parameter.
+_LISTS = {"archs": ARCHS, "transports": TRANSPORTS, "devices": ("synthetic", "dma", "string", "words")}
 
 
 def words(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
     """A list such as ``zmq,ring``, or ``all``."""
-    known = ARCHS if parameter.name == "archs" else TRANSPORTS
+    known = _LISTS[parameter.name or ""]
     found = known if value == "all" else tuple(dict.fromkeys(word for word in value.split(",") if word))
     unknown = [word for word in found if word not in known]
     if unknown or not found:

@@ -137,5 +137,5 @@ def _lines(told: Mapping[str, Any]) -> Iterator[str]:
 def _parts(run: Mapping[str, Any]) -> str:
     """What a run holds, in words."""
     jobs = ", ".join(dict.fromkeys(str(row["job"]) for row in run["results"]))
-    others = [part for part in ("baselines", "scale", "boot") if run.get(part)]
+    others = [part for part in ("baselines", "scale", "boot", "roles") if run.get(part)]
     return ", ".join([*([f"results of {jobs}"] if jobs else []), *others]) or "nothing"

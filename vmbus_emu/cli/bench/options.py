@@ -65,7 +65,8 @@ def measuring(function: Callable[..., Any]) -> Callable[..., Any]:
 
     for option in reversed((
         click.option("--rounds", metavar="N", type=click.IntRange(1, 1000),
-                     help="Sample sets of each configuration.  [default: 10; scale 3, boot and throughput 5]"),
+                     help="Sample sets of each configuration.  [default: 10; scale 3, boot, throughput, "
+                     "devices 5]"),
         click.option("--seed", metavar="N", type=click.IntRange(0), help="The order of another run, again."),
         click.option("--pin", type=click.Choice(WAYS), default=APART, show_default=True,
                      help="Put both ends of a channel on processors of their own, on one, or where the kernel likes."),
@@ -92,7 +93,8 @@ def measure(
     from bench.results import BOUNDS
 
     if baselines is None:
-        baselines = list(dict.fromkeys(BOUNDS[of.transport, of.poll] for of in configurations))
+        bounds = [BOUNDS[of.transport, of.poll] for of in configurations if not of.emulated]
+        baselines = list(dict.fromkeys(bounds))
 
     def measured(told: Told, command: list[str]) -> dict[str, Any]:
         return runner.run(
@@ -171,5 +173,5 @@ def _once(file: OutFile | None) -> OutFile | None:
 
 def _has_figures(run: Mapping[str, Any]) -> bool:
     """Whether anything was measured of what the run is about: baselines, if they are all."""
-    rows = [row for part in ("results", "scale", "boot") for row in run.get(part, ())] or run.get("baselines", ())
-    return any(row.get("repetitions") for row in rows)
+    rows = [row for part in ("results", "scale", "boot", "roles") for row in run.get(part, ())]
+    return any(row.get("repetitions") for row in rows or run.get("baselines", ()))
