@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from bench.costs import costs, processes
-from bench.environment import Watch
+from bench.doubt import Watch
 from bench.machines import Configuration, Unmeasured
 from bench.measurement import Measurement, Told, untold
 from bench.statistics import median_interval

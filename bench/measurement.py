@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from bench import environment, results
-from bench.environment import Loads
+from bench.doubt import Loads, Watch, doubts
 from bench.pins import NONE
 
 #: How many steps there are, how many are done, and what is done now. Called between what is measured.
@@ -33,7 +33,7 @@ class Measurement:
         self.seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
         self.chance = random.Random(self.seed)
         self.environment: dict[str, Any] = environment.describe() | {"pinning": dict(pinning)}
-        self.watch = environment.Watch()
+        self.watch = Watch()
         self._command = list(command)
 
     def rounds(
@@ -58,10 +58,10 @@ class Measurement:
         """The run. ``medians``: by what was measured, over the sets; ``reasons``: further ones to doubt it; ``more``:
         what else it holds."""
         watched = self.watch.end()
-        doubts = [*reasons, *environment.doubts(watched, medians, loads or Loads({}, {}, ()))]
+        against = [*reasons, *doubts(watched, medians, loads or Loads({}, {}, ()))]
         return {
-            "schema": results.SCHEMA, "environment": self.environment | {"watched": watched}, "stable": not doubts,
-            "reasons": doubts, "seed": self.seed, "command": self._command,
+            "schema": results.SCHEMA, "environment": self.environment | {"watched": watched}, "stable": not against,
+            "reasons": against, "seed": self.seed, "command": self._command,
             "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "results": list(rows), "baselines": list(bases), "ratios": results.ratios(rows, bases), **more,
         }  # fmt: skip

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from bench import pins, results
 from bench.busyrole import OUTSTANDING, ROLE, Busy, Flood, flooded
 from bench.costs import Replaced
-from bench.environment import Loads
+from bench.doubt import Loads
 from bench.jobs import Job
 from bench.machines import Configuration, Measured, Unmeasured, make_image, measured, running
 from bench.measurement import Measurement, Told, untold

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import environment, pins, results
+from bench import pins, results
 from bench.baselines import BASELINES
+from bench.doubt import Loads
 from bench.jobs import Job
 from bench.machines import Configuration, Measured, make_image, sample_set
 from bench.measurement import Measurement, Told, untold
@@ -101,7 +102,7 @@ def pinning(pin: str, where: Places | None) -> dict[str, Any]:
     return {"asked": pin, **(where._asdict() if where is not None else {})}
 
 
-def loads_of(sets: dict[tuple[Configuration, Job], list[Measured | str]]) -> environment.Loads:
+def loads_of(sets: dict[tuple[Configuration, Job], list[Measured | str]]) -> Loads:
     """Stalls and lateness are told by their median over the sets: once is the host's mood, which the medians bear."""
     late, stalled, misplaced = {}, {}, []
     for (configuration, job), found in sets.items():
@@ -114,7 +115,7 @@ def loads_of(sets: dict[tuple[Configuration, Job], list[Measured | str]]) -> env
         if behind := [one.late for one in good if one.late is not None]:
             late[name] = statistics.median(behind)
         misplaced += [f"{configuration.name}: {who}" for one in good for who in one.misplaced]
-    return environment.Loads(late, stalled, misplaced)
+    return Loads(late, stalled, misplaced)
 
 
 def available(names: Sequence[str] = tuple(BASELINES)) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.boot import Contender, booted, median
 from bench.costs import costs, processes, used_ns
-from bench.environment import Watch
+from bench.doubt import Watch
 from bench.machines import Configuration, Unmeasured
 from bench.measurement import Measurement, Told, untold
 from bench.statistics import median_interval, percentile

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from partitions.child.busy import RETRY_S
 from vmbus_emu.device import BLOCK_SIZE, BUSY, FLUSH, OK, READ, WRITE, BlockDevice, BlockInfo, BlockRequest, Op, Status
 from vmbus_emu.loop import Loop
 from vmbus_emu.task import Cancelled
@@ -16,7 +17,6 @@ from vmbus_emu.task import Cancelled
 #: Bytes of one write, at most.
 LARGEST = 64 * 1024
 _AT_ONCE = 8
-_BUSY_RETRY_S = 0.001
 
 
 class DiskFailure(Exception):
@@ -104,7 +104,7 @@ class BlockingDisk:
     def _pause(self) -> None:
         """Others use the disk, too, and have taken its depth."""
         rung: list[bool] = []
-        timer = self._loop.call_later(_BUSY_RETRY_S, rung.append, True)
+        timer = self._loop.call_later(RETRY_S, rung.append, True)
         self._turn(lambda: bool(rung) or self._cancelled())
         timer.cancel()
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import ab, environment, pins, runner
+from bench import ab, doubt, pins, runner
 from bench.compare import compare, doubts
 from bench.costs import Replaced
 from bench.jobs import STANDARD, Job
@@ -118,8 +118,8 @@ def test_a_load_that_stands_still_is_found(tmp_path: Path, wait: Callable[..., N
     samples.close()
     told = [one["late_p99_us"] * job.rate / 1e6 for one in (honest, stalled)]
     assert told[1] > 50 > told[0]       # 200 ms are 100 intervals; a busy host makes some, too
-    loads = environment.Loads({"null": told[1]}, {}, [])
-    (reason,) = environment.doubts({"steal": 0.0, "foreign_cpus": 0.0}, {}, loads)
+    loads = doubt.Loads({"null": told[1]}, {}, [])
+    (reason,) = doubt.doubts({"steal": 0.0, "foreign_cpus": 0.0}, {}, loads)
     assert "late" in reason
 
 

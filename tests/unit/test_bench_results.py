@@ -1,4 +1,4 @@
-"""What a run stores, what it is compared to, when it is doubted, and how it reads. No process is started."""
+"""What a run stores, what it is compared to, and how it reads. No process is started."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from bench import environment
 from bench.compare import compare, pace
 from bench.costs import _counted
 from bench.jobs import STANDARD
@@ -99,44 +98,6 @@ def test_a_slower_day_is_not_a_slower_program_but_a_slower_program_is() -> None:
 def test_without_baselines_two_days_are_compared_as_they_are() -> None:
     rows = compare(made(baselines=False), made(pace=1.6, seed=2, baselines=False))
     assert len(significant(rows)) == len(rows) == 12
-
-
-QUIET = {"steal": 0.0, "foreign_cpus": 0.0, "elapsed_s": 60.0, "pressure": 0.0}
-
-
-CALM = environment.Loads({"ping on x": 0.1}, {"null on x": 0.01}, [])
-
-
-@pytest.mark.parametrize(("watched", "medians", "loads", "told"), [
-    ({"steal": 0.05}, {}, CALM, "steal"), ({"foreign_cpus": 1.0}, {}, CALM, "other processes used 1.00"),
-    ({}, {"null on x": [1, 1, 9, 1, 9, 9]}, CALM, "null on x varied"),
-    ({}, {}, CALM._replace(late={"a": 0.1, "b": 3.0}), "load of b was 3.0 intervals late"),
-    ({}, {}, CALM._replace(stalled={"a": 0.3, "b": 0.0}), "load of a stood still for 30 %"),
-    ({}, {}, CALM._replace(misplaced=["x: vm1 is not pinned to processor 0"] * 9), "not pinned to processor 0, so"),
-    ({}, {}, CALM._replace(misplaced=["x: vm1", "x: vm2"]), "x: vm1 and 1 more"),
-])
-def test_a_run_is_doubted_for_a_reason_with_advice(
-    watched: dict[str, float], medians: dict[str, list[float]], loads: environment.Loads, told: str
-) -> None:
-    assert environment.doubts(QUIET, {"null": [1.0, 1.1, 0.9]}, CALM) == []
-    (reason,) = environment.doubts({**QUIET, **watched}, medians, loads)
-    assert told in reason
-    assert ": " in reason or "; " in reason
-
-
-def test_a_watch_tells_our_own_time_from_that_of_others() -> None:
-    watch = environment.Watch()
-    watch.ours(5.0)
-    seen = watch.end()
-    assert seen["foreign_cpus"] == 0.0
-    assert set(QUIET) <= set(seen)
-
-
-def test_the_host_is_described_with_null_for_what_cannot_be_told() -> None:
-    described = environment.describe()
-    assert described["cores"] >= 1
-    assert described["versions"]["pyzmq"]
-    assert json.loads(json.dumps(described)) == described
 
 
 def test_the_table_has_a_line_for_everything_and_says_what_is_unstable() -> None:

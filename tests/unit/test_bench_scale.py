@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from bench import boot, costs, scale
 from bench.boot import Contender, Times
-from bench.environment import Watch
+from bench.doubt import Watch
 from bench.jobs import STANDARD, Job
 from bench.machines import Configuration, Measured, Unmeasured
 from bench.measurement import Measurement

@@ -10,6 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import AsyncIterator
 
+from partitions.child.busy import RETRY_S
 from partitions.child.console import CommandError
 from vmbus_emu.device import BLOCK_SIZE, BlockDevice, BlockRequest, Buffer, Memory, Op, Status
 from vmbus_emu.loop import Loop
@@ -17,7 +18,6 @@ from vmbus_emu.task import Future, sleep
 
 CHUNK = 256 * 1024
 DEPTH = 4
-_BUSY_RETRY_S = 0.001
 
 REASONS = {
     Status.GONE: "the disk is gone",
@@ -43,7 +43,7 @@ async def finish(loop: Loop, disk: BlockDevice, future: Future[BlockRequest]) ->
     """The completed request. Tries again while the disk is BUSY; raises :class:`CommandError` on failure."""
     request = await future
     while request.status is Status.BUSY:
-        await sleep(loop, _BUSY_RETRY_S)
+        await sleep(loop, RETRY_S)
         request = await start(disk, Op(request.op), request.lba, request.blocks, request.buffer)
     if request.status is not Status.OK:
         assert request.status is not None

@@ -11,14 +11,16 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
+from partitions.child import busy
 from partitions.child.commands import blockio
 from partitions.child.commands.blockio import REASONS
 from partitions.child.commands.macro import asked
 from partitions.child.console import CommandError, Session
-from vmbus_emu.device import BLOCK_SIZE, BUSY, FLUSH, OK, READ, WRITE, BlockDevice, BlockRequest, Op, Status
+from vmbus_emu.device import BLOCK_SIZE, FLUSH, OK, READ, WRITE, BlockDevice, BlockRequest, Op, Status
 from vmbus_emu.loop import Loop
 from vmbus_emu.task import Future
 
@@ -33,7 +35,6 @@ _SEQUENTIAL = 0.7
 _STAMP = struct.Struct("<QQ")
 _FILLER = random.Random(5).randbytes(_PAGE - _STAMP.size)
 _TURN = 64
-_BUSY_RETRY_S = 0.001
 
 
 class Wish(NamedTuple):
@@ -87,7 +88,7 @@ class Mix:
         self._record = record
         self._wishes = wishes(len(medium.versions))
         self._free = [device.allocate(max(_SIZES) * _PAGE) for _ in range(depth)]
-        self._under_way: dict[BlockRequest, tuple[Wish, memoryview, int]] = {}
+        self._under_way: list[Wish] = []
         self._pumping = False
         self._begun = monotonic_ns()
         self._end = self._begun + duration_ns
@@ -122,16 +123,14 @@ class Mix:
 
     def _submit(self, wish: Wish, buffer: memoryview, begun: int) -> None:
         view = buffer[: wish.pages * _PAGE] if wish.pages else None
-        request = BlockRequest(wish.op, wish.first * _SECTORS, wish.pages * _SECTORS, view, self._done)
-        self._under_way[request] = wish, buffer, begun
-        self._device.submit(request)
+        self._under_way.append(wish)
+        busy.submit(
+            self._loop, self._device, wish.op, wish.first * _SECTORS, wish.pages * _SECTORS, view,
+            partial(self._done, wish, buffer, begun),
+        )  # fmt: skip
 
-    def _done(self, request: BlockRequest) -> None:
-        wish, buffer, begun = self._under_way[request]
-        if request.status is BUSY:  # others use the disk, too, and have taken its depth
-            self._loop.call_later(_BUSY_RETRY_S, self._again, request)
-            return
-        del self._under_way[request]
+    def _done(self, wish: Wish, buffer: memoryview, begun: int, request: BlockRequest) -> None:
+        self._under_way.remove(wish)
         self._record(monotonic_ns() - begun)
         self.completed += 1
         if request.status is not OK:
@@ -146,14 +145,11 @@ class Mix:
         if not self._pumping:
             self.pump()
 
-    def _again(self, request: BlockRequest) -> None:
-        self._submit(*self._under_way.pop(request))
-
     def _overlaps(self, wish: Wish) -> bool:
         return any(
             wish.first < other.first + other.pages and other.first < wish.first + wish.pages
             and WRITE in (wish.op, other.op)
-            for other, _, _ in self._under_way.values()
+            for other in self._under_way
         )  # fmt: skip
 
 

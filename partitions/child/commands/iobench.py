@@ -17,6 +17,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any, NamedTuple
 
+from partitions.child.busy import RETRY_S
 from partitions.child.commands.blockio import REASONS
 from partitions.child.commands.lateness import STALL_NS, Lateness
 from partitions.child.commands.options import count, disk, flags, samples, seconds, size
@@ -30,7 +31,6 @@ from vmbus_emu.witness.schedule import Schedule
 _OPS = {"null": Op.READY, "read": Op.READ, "write": Op.WRITE, "commit": Op.WRITE}
 #: Requests between two looks at the loop's other work, where completions come inside ``submit``.
 _TURN = 256
-_BUSY_RETRY_S = 0.001
 _NS = 1_000_000_000
 _MOST_PLACES = 65536
 _TOLD_PLACES = 500
@@ -136,7 +136,7 @@ class Load:
         if status is BUSY:
             # Others use the disk, too, and have taken its depth: asked for again a little later.
             if not self._again:
-                self._loop.call_later(_BUSY_RETRY_S, self._try_again)
+                self._loop.call_later(RETRY_S, self._try_again)
             self._again.append((request, self._begun.pop(request)))
             return
         if self._plan.flush and request.op is not FLUSH and status is OK:

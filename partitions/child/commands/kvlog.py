@@ -16,11 +16,12 @@ from collections.abc import AsyncIterator, Callable
 from time import monotonic_ns, time_ns
 from typing import Any
 
+from partitions.child import busy
 from partitions.child.commands import blockio
 from partitions.child.commands.blockio import REASONS
 from partitions.child.commands.macro import asked
 from partitions.child.console import CommandError, Session
-from vmbus_emu.device import BLOCK_SIZE, BUSY, FLUSH, OK, WRITE, BlockDevice, BlockRequest, Op, Status
+from vmbus_emu.device import BLOCK_SIZE, FLUSH, OK, WRITE, BlockDevice, BlockRequest, Status
 from vmbus_emu.loop import Loop
 from vmbus_emu.task import Future
 
@@ -29,7 +30,6 @@ _LEAST_VALUE, _MOST_VALUE = 100, 1000
 _HEADER = struct.Struct("<IIQHH")   # CRC, log, record, key length, value length
 _CRC = struct.Struct("<I")
 _NOISE = random.Random(3).randbytes(1 << 16)
-_BUSY_RETRY_S = 0.001
 
 
 class LogStore:
@@ -68,22 +68,11 @@ class LogStore:
 
         def written(request: BlockRequest) -> None:
             if request.status is OK:
-                self._submit(FLUSH, 0, 0, None, lambda request: done(_status(request)))
+                busy.submit(self._loop, self._device, FLUSH, 0, 0, None, lambda request: done(_status(request)))
             else:
                 done(_status(request))
 
-        self._submit(WRITE, start // BLOCK_SIZE, blocks, view, written)
-
-    def _submit(
-        self, op: Op, lba: int, blocks: int, buffer: memoryview | None, done: Callable[[BlockRequest], Any]
-    ) -> None:
-        def completed(request: BlockRequest) -> None:
-            if request.status is BUSY:  # others use the disk, too, and have taken its depth
-                self._loop.call_later(_BUSY_RETRY_S, self._submit, op, lba, blocks, buffer, done)
-            else:
-                done(request)
-
-        self._device.submit(BlockRequest(op, lba, blocks, buffer, completed))
+        busy.submit(self._loop, self._device, WRITE, start // BLOCK_SIZE, blocks, view, written)
 
 
 class Puts:

@@ -17,6 +17,7 @@ import random
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
+from partitions.child.busy import RETRY_S
 from partitions.child.commands import blockio
 from partitions.child.commands.options import count, disk, flags, seconds, size
 from partitions.child.console import CommandError, Session, Usage
@@ -34,7 +35,6 @@ _MIXES = ("write", "mixed", "flush", "read")
 _FLUSH_EVERY = 16
 #: Requests between two looks at the loop's other work.
 _TURN = 64
-_BUSY_RETRY_S = 0.001
 _NS = 1_000_000_000
 
 
@@ -164,7 +164,7 @@ class Load:
             self._history.complete(record, status, now)
             self.busy += 1
             if not self._refused:
-                self._loop.call_later(_BUSY_RETRY_S, self._again)
+                self._loop.call_later(RETRY_S, self._again)
             self._refused.append(request)
             return
         if request.op is READ and status is OK and self._plan.mix != "read":
