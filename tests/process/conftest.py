@@ -119,6 +119,18 @@ class Lab:
         """``ps`` by component name."""
         return {row["name"]: row for row in machine.ps(window=0)["partitions"]}
 
+    def integrated(self, machine: Machine) -> None:
+        """Wait until every VM's integration components are open that are offered to all: they come after its disks and
+        NICs, when it is up already. The monolith calls, and has none."""
+        vms = machine.info()["topology"]["vms"]
+        wanted = 3 * sum(vm["integration_services"] for vm in vms)
+        parent = self.rows(machine).get("parent")
+        if parent is not None:
+            wait_until(
+                lambda: self.rows(machine)["parent"]["counters"].get("ic_channels") == wanted,
+                f"{wanted} channels of integration components",
+            )
+
     def kill(self, machine: Machine, component: str) -> int:
         """``kill -9`` of the process that carries ``component``; returns its pid once ``ps`` shows it dead."""
         pid: int = self.rows(machine)[component]["pid"]

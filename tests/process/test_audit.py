@@ -23,6 +23,7 @@ def reached(one: dict[str, Any], *kinds: str) -> set[str]:
 
 def test_on_rings_a_vm_shares_its_memory_with_the_process_of_its_vsps_and_with_nobody_else(lab: Lab) -> None:
     machine = lab.up("disaggregated", transport="ring", switch=[{"name": "s0"}])
+    lab.integrated(machine)
     rows = lab.rows(machine)
     found = audited(lab)
     assert {name: one["pid"] for name, one in found.items() if name != "front"} == {
@@ -31,7 +32,7 @@ def test_on_rings_a_vm_shares_its_memory_with_the_process_of_its_vsps_and_with_n
     for vm in ("vm1", "vm2"):
         shared = {piece["name"]: piece for piece in found[vm]["memory"]["shared"]}
         assert {name: piece["with"] for name, piece in shared.items()} == {
-            f"{vm}.storvsp": ["storvsp"], f"{vm}.netvsp": ["netvsp"],
+            f"{vm}.storvsp": ["storvsp"], f"{vm}.netvsp": ["netvsp"], f"{vm}.ic": ["parent"],
         }
         assert all(piece["access"] == "rw" for piece in shared.values())
         assert shared[f"{vm}.storvsp"]["bytes"] == 2336 * 4096    # placement.STORAGE_PAGES and one disk's rings
@@ -40,7 +41,7 @@ def test_on_rings_a_vm_shares_its_memory_with_the_process_of_its_vsps_and_with_n
 
 
 def test_in_the_microkernel_the_hypervisor_has_no_driver_and_shares_no_memory(lab: Lab) -> None:
-    lab.up()
+    lab.integrated(lab.up())
     report = lab.json("audit", "--name", "m")
     found = {one["name"]: one for one in report["processes"]}
     hypervisor, parent = found["hypervisor"]["code"], found["parent"]["code"]
@@ -54,7 +55,7 @@ def test_in_the_microkernel_the_hypervisor_has_no_driver_and_shares_no_memory(la
     assert all(one["memory"]["shared"] == [] for one in found.values())
     assert reached(found["vm1"], "unix", "pipe") == {"machine", "hypervisor", "parent"}
     assert reached(found["vm1"], "memory") == set()
-    assert {way["what"][:3] for way in found["vm1"]["reaches"] if way["to"] == ["parent"]} == {"st1", "nt1"}
+    assert {way["what"][:3] for way in found["vm1"]["reaches"] if way["to"] == ["parent"]} == {"st1", "nt1", "ic1"}
     for one in found.values():
         assert one["privileges"]["uid"] == os.geteuid()
         assert one["memory"]["private_bytes"] > 1 << 20

@@ -69,6 +69,7 @@ def test_another_model_of_disk_controller_and_nic_changes_nothing_inside_a_vm(
         assert machine.vm("vm1").disk.read(512, 1 << 20) == bytes(range(256)) * 4096
         assert machine.exec("vm1", "ping -c 1 vm2").status == 0
         listed = {one["device"]: one["driver"] for one in machine.drivers()}
+        lab.integrated(machine)
         seen.append((seen_by_guests(machine), machine.vm("vm1").disk.sha256()))
         machine.down()
     assert listed == {"hw.storage0": "piix", "hw.nic0": "e1000"}

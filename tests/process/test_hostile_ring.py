@@ -123,6 +123,7 @@ def test_what_a_guest_does_to_its_rings_is_its_own_loss(hostile: Lab, wait: Wait
 @pytest.mark.parametrize("arch", ["microkernel", "disaggregated"])
 def test_rings_that_are_not_fit_for_use_are_not_opened_and_may_be_mended(hostile: Lab, arch: str) -> None:
     machine = machine_of(hostile, arch, 1)
+    hostile.integrated(machine)
     before = hostile.rows(machine)
     host = before["storvsp"]["host"]
     held = len(list(Path(f"/proc/{before[host]['pid']}/fd").iterdir()))
