@@ -204,7 +204,8 @@ class Integration:
         if quiesce:
             frozen = await self.ask(vm, "freeze", FREEZE_S)
             if not frozen["ok"]:
-                raise Refused(f"{vm} did not hold still: {frozen['why']}", "--no-quiesce copies the disk as it is")
+                hint = f"vmbus-emu exec {vm} -- dmesg may say why; --no-quiesce copies the disk as it is"
+                raise Refused(f"{vm} did not hold still: {frozen['why']}", hint)
         froze = time.monotonic_ns()
         trouble: OSError | None = None
         copied = 0

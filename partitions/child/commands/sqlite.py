@@ -21,6 +21,8 @@ from vmbus_emu.task import Future
 if TYPE_CHECKING:
     from apsw import Connection
 
+    from partitions.child.writers import Writer
+
 #: Rows that are kept; each further one replaces the oldest, so the disk is never full.
 ROWS = 20_000
 _TEXT = 200
@@ -46,8 +48,10 @@ async def sqlitebench(session: Session, arguments: list[str]) -> int:
     name = next(f"{guest.name}.{disk}" for disk, device in guest.disks.items() if device is wanted.device)
     disk = BlockingDisk(guest.loop, wanted.device, lambda: session.cancelled)
     try:
-        with opened(name, lambda: DatabaseDisk.format(disk)) as connection:
-            commits, seconds_ns = await _load(session, wanted, connection)
+        with guest.services.writers.joined("sqlitebench") as writer:
+            await writer.rest()
+            with opened(name, lambda: DatabaseDisk.format(disk)) as connection:
+                commits, seconds_ns = await _load(session, wanted, writer, connection)
         with opened(name, lambda: DatabaseDisk.mount(disk)) as connection:  # from the disk, and not from SQLite's cache
             wrong = _wrong(connection, commits)
     except BaseException as error:
@@ -63,7 +67,7 @@ async def sqlitebench(session: Session, arguments: list[str]) -> int:
     return 0
 
 
-async def _load(session: Session, wanted: Asked, connection: Connection) -> tuple[int, int]:
+async def _load(session: Session, wanted: Asked, writer: Writer, connection: Connection) -> tuple[int, int]:
     """Transactions, one after the other; how many, and how long they took, in ns."""
     execute, record, call_soon = connection.execute, wanted.record, session.guest.loop.call_soon
     execute(_SCHEMA)
@@ -83,6 +87,7 @@ async def _load(session: Session, wanted: Asked, connection: Connection) -> tupl
         turn: Future[None] = Future()   # the guest does what else there is to do
         call_soon(turn.resolve, None)
         await turn
+        await writer.rest()
     return commits, monotonic_ns() - begun
 
 
