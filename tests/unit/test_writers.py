@@ -64,7 +64,7 @@ def test_a_load_rests_between_two_transactions_and_goes_on(bench: Bench, load: s
     bench.until(lambda: disk.has_written(50))
     for _ in range(3):
         assert frozen(bench)
-        assert disk.order[-3:] == [Op.FLUSH, "held", Op.FLUSH], "its last transaction is durable before anything is held"
+        assert disk.order[-3:] == [Op.FLUSH, "held", Op.FLUSH], "the last transaction is durable before"
         if load == "sqlitebench":
             block = decode(bytes(disk.content[:SECTOR]), SIZE)
             assert block.journal_length == 0, "there is nothing to roll back"

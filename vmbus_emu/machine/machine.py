@@ -98,8 +98,8 @@ class Machine:
             self._events, self._reply,
         )  # fmt: skip
         self._integration = Integration(
-            loop, self._roster, self._fallen, placement.integration_carrier(topology), self.supervisor, self._drain,
-            self._events, self._reply,
+            loop, self._roster, self._fallen, placement.integration_carrier(topology), self.supervisor, self._beats,
+            self._drain, self._events, self._reply,
         )  # fmt: skip
         self._listing = Listing(
             self.supervisor, self._specs, self._figures, self._recovery, self._beats, self._drain, self._integration,
