@@ -122,7 +122,7 @@ class MonolithServices:
                 guest.loop.stop()
                 answer(True)
             case "freeze":
-                services.freeze(lambda ok: answer(ok, "" if ok else "a disk could not be flushed"))
+                services.freeze(lambda ok: answer(ok, "" if ok else "its kernel log says why"))
             case "thaw":
                 answer(services.thaw(), "it was not frozen any more")
             case "kvp":

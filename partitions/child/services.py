@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from partitions.child.clock import GuestClock
 from partitions.child.kvp_store import KvpStore
+from partitions.child.writers import Writers
 from vmbus_emu.node import load
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class Services:
         self._guest = guest
         self.clock = GuestClock(drift_ppm)
         self.kvp = KvpStore(self._about)
+        #: Who wants to be asked before the disks are held still.
+        self.writers = Writers()
         self.shut_down: Callable[[float], Any] = lambda patience_s: None
         self._quiesce: Quiesce | None = None
         self._off = False
@@ -55,10 +58,10 @@ class Services:
         return True
 
     def freeze(self, then: Callable[[bool], Any]) -> None:
-        """Hold the disks still (:class:`partitions.child.quiesce.Quiesce`)."""
+        """Have the writers rest, and hold the disks still (:class:`partitions.child.quiesce.Quiesce`)."""
         if self._quiesce is None:
-            guest = self._guest
-            self._quiesce = load("partitions.child.quiesce:Quiesce")(guest.loop, guest.disks, guest.kernel_log)
+            guest, quiesce = self._guest, load("partitions.child.quiesce:Quiesce")
+            self._quiesce = quiesce(guest.loop, guest.disks, self.writers, guest.kernel_log)
         assert self._quiesce is not None
         self._quiesce.freeze(then)
 

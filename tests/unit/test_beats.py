@@ -365,6 +365,20 @@ def test_a_late_turn_is_not_counted_and_a_stopped_machine_kills_nobody(clock: Cl
     assert set(clock.supervisor.killed) == {"hypervisor", "storvsp", "front", "storvsp.spare"}
 
 
+def test_whom_the_machine_itself_has_stopped_is_excused_and_judged_anew_afterwards(clock: Clock) -> None:
+    process = clock.supervisor.processes["storvsp"]
+    clock.answer("zygote", "hypervisor", "storvsp", "front", "storvsp.spare", kind="ready")
+    clock.threads[process.pid] = Thread("T", 1, 9)
+    clock.beats.excuse(process)
+    for _ in range(100):
+        clock.turn()
+        clock.answer("hypervisor", "front", "storvsp.spare")
+    assert clock.supervisor.killed == []
+    clock.beats.excuse(process, excused=False)
+    assert clock.until_killed(100, "hypervisor", "front", "storvsp.spare") >= PATIENCE
+    assert clock.supervisor.killed == ["storvsp"]
+
+
 # -- calls of drivers on other threads --------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from vmbus_emu.topology import Overrides, build
 
 ITEMS = [{"pool": "auto", "key": "OSName", "value": "x\ny"}, {"pool": "external", "key": "a", "value": "b"}]
 COPY = {"disk": "vm1.disk0", "path": "/a", "bytes": 1024, "data_bytes": 512, "quiesced": True, "frozen_ms": 2.4,
-        "ms": 3.4}  # fmt: skip
+        "stopped_ms": None, "ms": 3.4}  # fmt: skip
 
 
 class FakeMachine:
@@ -104,10 +104,12 @@ def test_snapshot_says_how_long_the_vm_held_still() -> None:
     result = run("snapshot", "vm1", "out.img")
     assert result.stdout == "vm1.disk0: 1024 bytes (512 of data) in 3 ms, vm1 held still for 2 ms\n"
     assert FakeMachine.calls == [("snapshot", "vm1", "out.img", "disk0", True)]
-    FakeMachine.answers["snapshot"] = {**COPY, "quiesced": False, "frozen_ms": None}
+    FakeMachine.answers["snapshot"] = {**COPY, "quiesced": False, "frozen_ms": None, "stopped_ms": 1.6}
     result = run("snapshot", "vm1", "out.img", "--no-quiesce", "--disk", "disk1")
-    assert result.stdout == "vm1.disk0: 1024 bytes (512 of data) in 3 ms\n"
+    assert result.stdout == "vm1.disk0: 1024 bytes (512 of data) in 3 ms, vm1 was stopped for 2 ms\n"
     assert FakeMachine.calls[-1] == ("snapshot", "vm1", "out.img", "disk1", False)
+    FakeMachine.answers["snapshot"] = {**COPY, "quiesced": False, "frozen_ms": None}
+    assert run("snapshot", "vm1", "out.img").stdout == "vm1.disk0: 1024 bytes (512 of data) in 3 ms\n", "it is off"
     assert json.loads(run("snapshot", "vm1", "o", "--json").stdout)["schema"] == 1
 
 

@@ -12,6 +12,7 @@ from drivers.disk import NullDisk
 from partitions.boundary import BoundDisk, DeviceLock
 from partitions.child.quiesce import Quiesce
 from partitions.child.storvsc import StorVsc
+from partitions.child.writers import Writers
 from partitions.parent.storvsp import StorVspSession
 from vmbus_emu.channel import channel_pair
 from vmbus_emu.device import BlockInfo, BlockRequest, BlockStats, Op, Status
@@ -54,6 +55,7 @@ class Bench:
         self.loop = Loop()
         self.driver = Driver()
         self.lines: list[str] = []
+        self.writers = Writers()
         self.ends: list[Any] = []
         self.disk: Any
         if kind == "call":
@@ -92,7 +94,7 @@ class Bench:
         return request
 
     def quiesce(self, longest_s: float = 5.0) -> Quiesce:
-        return Quiesce(self.loop, {"disk0": self.disk}, self.lines.append, longest_s)
+        return Quiesce(self.loop, {"disk0": self.disk}, self.writers, self.lines.append, longest_s, writers_s=0.02)
 
 
 @pytest.fixture(params=["channel", "call"])
@@ -219,3 +221,62 @@ def test_a_channel_that_comes_back_meanwhile_lets_no_write_through() -> None:
     quiesce.thaw()
     bench.until(lambda: write.status is Status.OK)
     bench.loop.close()
+
+
+# -- writers ----------------------------------------------------------------------------------------------
+
+
+def test_a_writer_ends_its_transaction_on_disks_that_still_work_and_rests_until_the_thaw(bench: Bench) -> None:
+    quiesce, writers = bench.quiesce(5.0), bench.writers
+    with writers.joined("w") as writer:
+        assert writer.rest().done, "nothing is held"
+        quiesce.freeze(bench.ends.append)
+        bench.settle()
+        last = bench.submit(Op.WRITE, 1)
+        bench.until(lambda: last.status is Status.OK)
+        assert (bench.ends, writer.held) == ([], True)
+        rest = writer.rest()
+        bench.until(lambda: bench.ends == [True])
+        assert bench.driver.order == [(Op.WRITE, 1), (Op.FLUSH, 0)]
+        assert not rest.done
+        with writers.joined("comes late") as late:
+            waits = late.rest()
+            assert not waits.done
+            assert quiesce.thaw()
+            assert (rest.done, waits.done, writer.held) == (True, True, False)
+        quiesce.freeze(bench.ends.append)
+        bench.settle()
+        assert bench.ends == [True], "it is asked again"
+        again = writer.rest()
+        bench.until(lambda: bench.ends == [True, True])
+        assert not again.done
+
+
+def test_a_writer_that_does_not_come_to_rest_is_named_and_nothing_is_held(bench: Bench) -> None:
+    quiesce = bench.quiesce(5.0)
+    with bench.writers.joined("rests") as rests, bench.writers.joined("works") as works:
+        quiesce.freeze(bench.ends.append)
+        rest = rests.rest()
+        bench.until(lambda: bench.ends == [False])
+        assert any("no end of a transaction within 0.02 s: works" in line for line in bench.lines), bench.lines
+        assert rest.done
+        assert works.rest().done
+    assert bench.driver.order == []
+    assert not quiesce.thaw()
+
+
+def test_who_leaves_is_not_waited_for_and_a_thaw_ends_the_wait(bench: Bench) -> None:
+    quiesce = bench.quiesce(5.0)
+    with bench.writers.joined("one"):
+        quiesce.freeze(bench.ends.append)
+        bench.settle()
+        assert bench.ends == []
+    bench.until(lambda: bench.ends == [True])
+    quiesce.thaw()
+    with bench.writers.joined("two") as two:
+        quiesce.freeze(bench.ends.append)
+        assert not quiesce.thaw(), "before anything else happened"
+        bench.settle()
+        assert (bench.ends, two.held, two.rest().done) == ([True, False], False, True)
+        write = bench.submit(Op.WRITE, 1)
+        bench.until(lambda: write.status is Status.OK)

@@ -46,7 +46,7 @@ class Box:
         self.vms = {vm: SimpleNamespace(integration_services=True) for vm in self.vm_hosts}
         self.media: dict[str, Any] = {}
         made: Any = self
-        self.integration = Integration(loop, made, self.fallen, self.carrier, made, made, made, self.reply)
+        self.integration = Integration(loop, made, self.fallen, self.carrier, made, made, made, made, self.reply)
         self.stops = self.integration.stops
 
     def kill(self, process: Process) -> None:

@@ -36,15 +36,16 @@ def image() -> None:
 @click.option("--force", is_flag=True, help="Replace FILE, and the journals beside it.")
 def extract(source: Path, target: Path, force: bool) -> None:
     """Copy the database that sqlitebench left on a disk to FILE, for sqlite3 and everything else that reads SQLite's
-    files. If the VM died in the middle of a transaction, its journal is put beside it: whoever opens FILE next rolls
-    that transaction back. The disk's machine must be down.
+    files. If the VM died in the middle of a transaction, or IMAGE was made by snapshot --no-quiesce in one, the
+    database's journal is copied to FILE-journal: whoever opens FILE next rolls that transaction back, and so keep both
+    together. A quiesced snapshot needs none. IMAGE must not be in use: name a snapshot, or take its machine down.
 
     \b
     Example:
       vmbus-emu image extract disk.img db.sqlite
       sqlite3 db.sqlite 'PRAGMA integrity_check'
     """
-    from vmbus_emu.protocol.database import SECTOR, NoDatabase, decode
+    from vmbus_emu.protocol.database import SECTOR, NoDatabase, decode, is_hot
 
     journal = Path(f"{target}-journal")
     paths = (target, journal, Path(f"{target}-wal"), Path(f"{target}-shm"))
@@ -63,15 +64,17 @@ def extract(source: Path, target: Path, force: bool) -> None:
                 found = decode(disk.read(SECTOR), os.fstat(disk.fileno()).st_size)
             except NoDatabase as why:
                 raise Failure(f"{source}: {why}", "name the image of a disk that sqlitebench wrote") from None
+            disk.seek(found.journal_start)
+            hot = is_hot(disk.read(min(1, found.journal_length)))
             with _folders_beside(target) as (new, old):
                 _copy(disk, found.database_start, found.database_length, new / _DATABASE)
-                if found.journal_length:
+                if hot:
                     _copy(disk, found.journal_start, found.journal_length, new / _JOURNAL)
                 _put(new, old, paths)
     except OSError as error:
         raise Failure(f"{source} cannot be copied to {target}: {error.strerror}", "choose another file") from None
     click.echo(f"{target}: {found.database_length} bytes")
-    if found.journal_length:
+    if hot:
         click.echo(
             f"{journal}: {found.journal_length} bytes; a transaction was under way, and whoever opens {target} next "
             "rolls it back: keep both together"

@@ -333,10 +333,11 @@ class Machine:
     def snapshot(
         self, vm: str, path: str | os.PathLike[str], disk: str = "disk0", quiesce: bool = True
     ) -> dict[str, Any]:
-        """Copy a VM's disk into a new file. The VM flushes and holds back what would change its disks meanwhile, unless
-        ``quiesce`` is false; then the copy is what a power failure would leave. Returns ``disk``, ``path``, ``bytes``,
-        ``data_bytes`` (those that were no hole), ``quiesced``, ``frozen_ms`` and ``ms``. Raises :class:`MachineError`;
-        then there is no file.
+        """Copy a VM's disk into a new file. The VM's databases end their transactions, it flushes, and holds back what
+        would change its disks meanwhile. Unless ``quiesce`` is false: then it is not asked but stopped (in the monolith
+        all of it is), and the copy is what a power failure would leave. Returns ``disk``, ``path``, ``bytes``,
+        ``data_bytes`` (those that were no hole), ``quiesced``, ``frozen_ms``, ``stopped_ms`` and ``ms``. Raises
+        :class:`MachineError`; then there is no file.
         """
         absolute = os.path.abspath(os.fspath(path))
         reply = self._connected().ask("snapshot", _COPY_S, vm=vm, disk=disk, path=absolute, quiesce=quiesce)

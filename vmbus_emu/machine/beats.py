@@ -146,6 +146,7 @@ class Beats:
         self._turns = 0
         self._turned = 0.0                        # when the last turn was, monotonic seconds
         self._unanswered: set[int] = set()        # pids
+        self._excused: set[int] = set()           # pids
         self._zygotes_owe = False
 
     def begin(self) -> None:
@@ -161,6 +162,13 @@ class Beats:
         self._timer = None
         self._bound_s = 0.0
         self._watched.clear()
+
+    def excuse(self, process: Process, excused: bool = True) -> None:
+        """Its silence counts for nothing now: the machine itself has stopped it."""
+        if excused:
+            self._excused.add(process.pid)
+        else:
+            self._excused.discard(process.pid)
 
     def heard(self, process: Process, message: Message) -> None:
         """Something arrived from a process."""
@@ -217,6 +225,10 @@ class Beats:
         self._zygotes_owe = False
         for one in watched:
             if one.hangs:
+                continue
+            if one.process.pid in self._excused:
+                for silence in (one.silence, *one.calls.values()):
+                    silence.spoke()
                 continue
             if one.zygote:
                 self._turn_zygote(one, on_time)

@@ -15,6 +15,7 @@ from typing import Any
 
 from vmbus_emu.lifeline import Message
 from vmbus_emu.loop import Loop
+from vmbus_emu.machine.beats import Beats
 from vmbus_emu.machine.drain import Drain
 from vmbus_emu.machine.events import Events
 from vmbus_emu.machine.intake import Refused
@@ -22,6 +23,7 @@ from vmbus_emu.machine.media import Medium
 from vmbus_emu.machine.mediumcopy import NewFile, copy
 from vmbus_emu.machine.requests import Reply
 from vmbus_emu.machine.roster import Roster
+from vmbus_emu.machine.standstill import Standstill
 from vmbus_emu.machine.stops import Stops
 from vmbus_emu.machine.supervisor import Process, Supervisor
 from vmbus_emu.task import Future, Task, sleep
@@ -46,8 +48,8 @@ class Integration:
     name."""
 
     def __init__(
-        self, loop: Loop, roster: Roster, fallen: Container[str], carrier: str, supervisor: Supervisor, drain: Drain,
-        events: Events, reply: Reply,
+        self, loop: Loop, roster: Roster, fallen: Container[str], carrier: str, supervisor: Supervisor, beats: Beats,
+        drain: Drain, events: Events, reply: Reply,
     ) -> None:
         self._loop = loop
         self._roster = roster
@@ -55,6 +57,7 @@ class Integration:
         self._fallen = fallen
         self._carrier = carrier
         self._supervisor = supervisor
+        self._beats = beats
         self._drain = drain
         self._events = events
         self._reply = reply
@@ -67,8 +70,8 @@ class Integration:
     # -- heartbeats -----------------------------------------------------------------------------------
 
     def heartbeat(self, vm: str) -> str | None:
-        """``ok``, ``lost``, or ``None``: it has no heartbeat service, or nobody is there to listen."""
-        return self._hearts.get(vm)
+        """``ok``, ``lost``, or ``None``: it has no heartbeat service, nobody is there to listen, or it is off."""
+        return None if vm in self._drain.off else self._hearts.get(vm)
 
     def beat(self, vm: str, state: str) -> bool:
         """Said of a VM. ``False``: that is nothing to be said of any."""
@@ -154,11 +157,13 @@ class Integration:
             install = f"vmbus-emu services install {vm} restarts it with them"
             raise Refused(f"{vm} has no integration services", f"{install}; {otherwise}" if otherwise else install)
 
-    def _alive(self, vm: str) -> bool:
-        return self._hosts[vm] in self._supervisor.running and vm not in self._fallen and vm not in self._drain.off
+    def _carried_by(self, vm: str) -> Process | None:
+        """The process in which it runs; ``None``: it is off."""
+        on = vm in self._hosts and vm not in self._fallen and vm not in self._drain.off
+        return self._supervisor.running.get(self._hosts[vm]) if on else None
 
     def _must_run(self, vm: str) -> None:
-        if not self._alive(vm):
+        if self._carried_by(vm) is None:
             raise Refused(f"{vm} is not running", f"vmbus-emu start {vm} starts it")
 
     async def _kvp(self, client: bytes, number: int, vm: str, request: Message) -> None:
@@ -172,11 +177,11 @@ class Integration:
     # -- snapshots --------------------------------------------------------------------------------------
 
     def snapshot(self, client: bytes, number: int, request: Message) -> None:
-        """Copy a disk of a VM into a new file; it holds still meanwhile, unless ``quiesce`` is false. Raises
+        """Copy a disk of a VM into a new file. It holds still meanwhile; if ``quiesce`` is false, it is stopped. Raises
         :class:`Refused`."""
         vm, media = self._asked_of(request), self._roster.media
         disk, path = request.get("disk", "disk0"), request.get("path", "")
-        quiesce = bool(request.get("quiesce", True)) and self._alive(vm)
+        quiesce = bool(request.get("quiesce", True)) and self._carried_by(vm) is not None
         if quiesce:
             self._must_have_services(vm, "--no-quiesce copies the disk as it is")
         medium = media.get(f"{vm}.{disk}")
@@ -201,10 +206,17 @@ class Integration:
 
     async def _copy(self, vm: str, medium: Medium, file: NewFile, quiesce: bool) -> Message:
         began = time.monotonic_ns()
+        carrier = self._carried_by(vm)
+        standstill: Standstill | None = None
         if quiesce:
             frozen = await self.ask(vm, "freeze", FREEZE_S)
             if not frozen["ok"]:
-                raise Refused(f"{vm} did not hold still: {frozen['why']}", "--no-quiesce copies the disk as it is")
+                hint = f"vmbus-emu exec {vm} -- dmesg may say why; --no-quiesce copies the disk as it is"
+                raise Refused(f"{vm} did not hold still: {frozen['why']}", hint)
+        elif carrier is not None:
+            standstill = Standstill(self._loop, self._supervisor, self._beats, carrier)
+            if not await standstill.begin():
+                raise Refused(f"{vm} cannot be stopped", "vmbus-emu ps shows what it does; try again")
         froze = time.monotonic_ns()
         trouble: OSError | None = None
         copied = 0
@@ -212,10 +224,15 @@ class Integration:
             copied = await copy(medium.fd, file.fd, medium.size_bytes, lambda: sleep(self._loop, 0))
         except OSError as error:
             trouble = error
-        frozen_ms = None
+        finally:
+            if standstill is not None:
+                standstill.end()
+        held_ms = _ms(froze)
+        if trouble is None and self._carried_by(vm) is not carrier:
+            raise Refused(f"{vm} died or was started while its disk was copied", "try again")
         if quiesce:
             thawed = await self.ask(vm, "thaw", ANSWER_S)
-            frozen_ms = _ms(froze)
+            held_ms = _ms(froze)
             if not thawed["ok"] and trouble is None:
                 raise Refused(f"{vm} did not hold still until the copy was made: {thawed['why']}", "try again")
         try:
@@ -226,7 +243,8 @@ class Integration:
             raise Refused(f"cannot write {file.path}: {error.strerror}", "look for room, or another place") from None
         return {
             "disk": medium.name, "path": file.path, "bytes": medium.size_bytes, "data_bytes": copied,
-            "quiesced": quiesce, "frozen_ms": frozen_ms, "ms": _ms(began),
+            "quiesced": quiesce, "frozen_ms": held_ms if quiesce else None,
+            "stopped_ms": held_ms if standstill is not None else None, "ms": _ms(began),
         }  # fmt: skip
 
     def _copied(self, client: bytes, number: int, medium: Medium, file: NewFile, copying: Task[Message]) -> None:

@@ -88,8 +88,8 @@ class Parts:
         )  # fmt: skip
         self.standing = Standing(self.roster, self.supervisor, self.recovery, self.drain, self.fates)
         self.integration = Integration(
-            loop, self.roster, self.fates.fallen, placement.integration_carrier(topology), self.supervisor, self.drain,
-            self.events, self.reply,
+            loop, self.roster, self.fates.fallen, placement.integration_carrier(topology), self.supervisor, self.beats,
+            self.drain, self.events, self.reply,
         )  # fmt: skip
         listing = Listing(
             self.supervisor, self.roster.specs, self.figures, self.recovery, self.beats, self.drain, self.integration,

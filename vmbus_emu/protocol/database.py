@@ -61,6 +61,12 @@ class Superblock(NamedTuple):
         return body[:_CRC_AT] + struct.pack("<I", zlib.crc32(body)) + body[_CRC_END:]
 
 
+def is_hot(journal: bytes) -> bool:
+    """Whether a journal with this beginning has a transaction to roll back: SQLite's own rule. What it has rolled back
+    it may leave there with zeros for its header."""
+    return bool(journal) and journal[0] != 0
+
+
 def laid_out(nbytes: int) -> Superblock:
     """An empty database on a disk of ``nbytes``. Raises :class:`NoDatabase` if it is too small."""
     if nbytes < LEAST_BYTES:

@@ -86,6 +86,10 @@ COMMANDS: dict[str, Command] = {
                 "put an SQLite database on a disk, whatever was there, and commit transactions for SECONDS (1), each "
                 "durable; check the database; every latency into FILE",
                 sqlite.sqlitebench),
+        Command("sqlitecheck", "sqlitecheck DISK",
+                "open the database that sqlitebench left on a disk, which rolls back what was under way; check it, and "
+                "say how many transactions it holds",
+                sqlite.sqlitecheck),
         Command("kvlog", "kvlog [-T SECONDS] [-S FILE] DISK",
                 "put a key-value log on a disk, whatever was there; append and flush for SECONDS (1) or until it is "
                 "full, and read it back; every latency into FILE",

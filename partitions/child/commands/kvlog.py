@@ -21,6 +21,7 @@ from partitions.child.commands import blockio
 from partitions.child.commands.blockio import REASONS
 from partitions.child.commands.macro import asked
 from partitions.child.console import CommandError, Session
+from partitions.child.writers import Writer
 from vmbus_emu.device import BLOCK_SIZE, FLUSH, OK, WRITE, BlockDevice, BlockRequest, Status
 from vmbus_emu.loop import Loop
 from vmbus_emu.task import Future
@@ -76,11 +77,14 @@ class LogStore:
 
 
 class Puts:
-    """One put after the other on ``store`` for ``duration_ns``, or until it is full."""
+    """One put after the other on ``store`` for ``duration_ns``, or until it is full. ``writer`` rests between two."""
 
-    def __init__(self, loop: Loop, store: LogStore, duration_ns: int, record: Callable[[int], Any]) -> None:
+    def __init__(
+        self, loop: Loop, store: LogStore, writer: Writer, duration_ns: int, record: Callable[[int], Any]
+    ) -> None:
         self._loop = loop
         self._store = store
+        self._writer = writer
         self._record = record
         self._chance = random.Random(1)
         self._begun = self._from = monotonic_ns()
@@ -89,6 +93,9 @@ class Puts:
         self.finished: Future[Status] = Future()
 
     def next(self) -> None:
+        if self._writer.held:
+            self._writer.rest().then(lambda thawed: self._loop.call_soon(self.next))
+            return
         self._from = now = monotonic_ns()
         if now >= self._end or self._store.full:
             self.seconds_ns = now - self._begun
@@ -171,12 +178,13 @@ async def kvlog(session: Session, arguments: list[str]) -> int:
     if device.info.size_bytes < 2 * _most_sectors() * BLOCK_SIZE:
         raise CommandError(f"{device.info.size_bytes} bytes are too few for a log")
     store = LogStore(loop, device)
-    puts = Puts(loop, store, wanted.duration_ns, wanted.record)
-    puts.next()
-    try:
-        status = await puts.finished
-    finally:
-        puts.stop()
+    with session.guest.services.writers.joined("kvlog") as writer:
+        puts = Puts(loop, store, writer, wanted.duration_ns, wanted.record)
+        puts.next()
+        try:
+            status = await puts.finished
+        finally:
+            puts.stop()
     if status is not OK:
         raise CommandError(f"put: {REASONS[status]}")
     records, index = await found(loop, store, device)
