@@ -15,7 +15,7 @@ from bench.jobs import STANDARD, BadJob, Job, checked
 from bench.machines import MODES, SYNTHETIC, Configuration
 
 #: Rounds, unless others are asked for: a window by words is long (:func:`bench.machines.slowness`).
-ROUNDS = 5
+ROUNDS = 8
 DEVICES = (SYNTHETIC, *MODES)
 JOBS = ("read-4k", "write-flush-4k", "ping")
 #: Bytes of a read by words, at most: 33,000 intercepts, which take about ten seconds.

@@ -72,7 +72,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(arguments: list[str], to
     assert told in line
 
 
-def test_the_verb_asks_for_five_rounds_and_for_what_bounds_synthetic_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verb_asks_for_eight_rounds_and_for_what_bounds_synthetic_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
 
     def measured(*given: Any, **named: Any) -> Any:
@@ -83,7 +83,7 @@ def test_the_verb_asks_for_five_rounds_and_for_what_bounds_synthetic_devices(mon
     result = bench("--arch", "microkernel", "--devices", "synthetic,words")
     assert result.exit_code == 0, result.stderr
     chosen, _, baselines, rounds = asked[0][:4]
-    assert (chosen, baselines, rounds) == ([ZMQ, RING, WORDS], ["pyzmq-msgpack", "shm-spin"], 5)
+    assert (chosen, baselines, rounds) == ([ZMQ, RING, WORDS], ["pyzmq-msgpack", "shm-spin"], 8)
 
 
 def test_the_table_shows_intercepts_and_calls_apart() -> None:

@@ -24,7 +24,7 @@ def devices(
 ) -> None:
     """Measure what a VM without integration services pays: reads of 4 KiB, writes with a flush, and echoes between two
     such VMs, by emulated IDE disks and network adapters; and the same with synthetic devices. Each access to a register
-    is an intercept, counted per request; in the monolith it is a call. Five rounds; takes about three minutes, most of
+    is an intercept, counted per request; in the monolith it is a call. Eight rounds; takes about four minutes, most of
     them by words. Fewer than eight rounds can call no difference significant.
 
     \b

@@ -65,8 +65,8 @@ def measuring(function: Callable[..., Any]) -> Callable[..., Any]:
 
     for option in reversed((
         click.option("--rounds", metavar="N", type=click.IntRange(1, 1000),
-                     help="Sample sets of each configuration.  [default: 10; scale 3, boot, throughput, "
-                     "devices 5]"),
+                     help="Sample sets of each configuration.  [default: 10; devices 8, boot and throughput 5, "
+                     "scale 3]"),
         click.option("--seed", metavar="N", type=click.IntRange(0), help="The order of another run, again."),
         click.option("--pin", type=click.Choice(WAYS), default=APART, show_default=True,
                      help="Put both ends of a channel on processors of their own, on one, or where the kernel likes."),
