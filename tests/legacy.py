@@ -29,8 +29,13 @@ class Memory:
         os.ftruncate(fd, pages * PAGE)
         self._guest = Region(os.dup(fd), GPA, pages)
         self._host = Region(fd, GPA, pages)
-        self.pool = Pool(self._guest, 0, pages)
+        self._pages = pages
+        self.pool = self.whole()
         self.window = GuestMemory(GPA, self._host.view)
+
+    def whole(self) -> Pool:
+        """All of it, to be given away anew, with what is in it."""
+        return Pool(self._guest, 0, self._pages)
 
     def close(self) -> None:
         self._guest.close()
@@ -65,7 +70,11 @@ class NicBench:
         self.memory = Memory(64)
         self.chipset = Chipset([], [port], self.memory.window, lambda irq: self.nic.interrupt())
         self.ports = DirectPorts(self.chipset)
-        self.nic = TulipNic(loop, self.ports, self.memory.pool, tulip.BASE_PORT, log)
+        self.boot(loop, log)
+
+    def boot(self, loop: Loop, log: Callable[[str], object]) -> None:
+        """Begin the VM's next life, in the memory of the one before."""
+        self.nic = TulipNic(loop, self.ports, self.memory.whole(), tulip.BASE_PORT, log)
         started = Task(loop, self.nic.start())
         assert loop.run_until(lambda: started.done, DEADLINE_S)
         started.result()

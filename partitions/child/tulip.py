@@ -163,6 +163,8 @@ class TulipNic(CountingPort):
         self._info = PortInfo(mac, await self._rom_word(tulip.ROM_MTU_WORD))
         for index in range(RX_RING):
             self._describe(0, RX_RING, index, BUFFER, self._buffer_address(index))
+        # Memory outlives its VM: what the last one had queued would be sent behind each round of ours.
+        self._memory[_TX_PLACE : _TX_PLACE + TX_RING * tulip.DESCRIPTOR.size] = bytes(TX_RING * tulip.DESCRIPTOR.size)
         setup = tulip.encode_setup([mac, tulip.BROADCAST])
         self._memory[_SETUP_PLACE : _SETUP_PLACE + len(setup)] = setup
         self._describe(_TX_PLACE, TX_RING, 0, len(setup) | tulip.TX_SETUP, self._address + _SETUP_PLACE)

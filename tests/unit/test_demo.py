@@ -29,11 +29,14 @@ from vmbus_emu.client.timeline_data import Run as Timeline
 from vmbus_emu.client.timeline_data import read_together
 from vmbus_emu.device import Status
 from vmbus_emu.faults import ENDING, refusal
+from vmbus_emu.placement import components
 from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.topology import TopologyErrors
 from vmbus_emu.topology.data import POLICIES_OF
 from vmbus_emu.witness.history import REQUEST, UNSEEN, WRITE, Operation
 
+MANAGEMENT = next(row for row in ROWS if row.component == "management")
+WORKER = next(row for row in ROWS if row.component == "vm3-worker")
 MS = 1_000_000
 BEGIN = 5_000_000_000
 
@@ -78,7 +81,7 @@ def run() -> dict[str, Any]:
         "operations": {**dict.fromkeys(OPERATIONS, 0), "attempted": 2000, "acknowledged": 1999},
         "kills": [
             kill(200, "storvsp", "parent", label=ROWS[0].label),
-            kill(400, "management", "management", label=ROWS[4].label),
+            kill(400, "management", "management", label=MANAGEMENT.label),
             kill(600, "vm1", "vm1", label=ROWS[-1].label),
             kill(800, "hypervisor", "hypervisor", aside=True),
         ],
@@ -131,10 +134,64 @@ def test_the_table_has_every_row_and_says_why_something_was_not_killed() -> None
         (row.component, row.words, row.policy) for row in rows()
     ]
     assert cell_of(report, "parent", "monolithic") == {"killed": False, "why": "there is none: drivers are called"}
+    assert "device models are called" in cell_of(report, "vm3-worker", "monolithic")["why"]
+    assert "refused" in cell_of(report, "files", "monolithic")["why"]
     assert cell_of(report, "netvsp")["killed"] is False
     assert report["findings"] == ["microkernel: vm1: odd"]
     usual = report["usual_pause_ms"]["microkernel"]
     assert usual["disk"] < 10 < usual["network"] < 20
+
+
+# -- a VM without integration services ------------------------------------------------------------------------------
+
+
+def with_emulated() -> dict[str, Any]:
+    """vm3 has no channels. The parent, with the switch at the end of its cable, dies at 200 ms; its worker at 400; at
+    600 ms the parent of a placement in which netvsp is apart, so that vm1 loses its channels and vm3 nothing."""
+    cut = [event(at, "detached", component="vm1", device=device) for at in (201, 601) for device in ("disk0", "nic0")]
+    one = run()
+    return {
+        **one, "machine": {**one["machine"], "emulated": ["vm3"]},
+        "vms": {"vm1": {"survived": True, "neighbour": "vm2"}, "vm2": {"survived": True, "neighbour": "vm1"},
+                "vm3": {"survived": False, "neighbour": "vm1"}},
+        "kills": [
+            kill(200, "storvsp", "parent", label=ROWS[0].label),
+            kill(400, "vm3-worker", "vm3-worker", label=WORKER.label),
+            kill(600, "parent", "parent", label="parent: SIGKILL"),
+        ],
+        "events": [
+            event(201, "died", component="parent", carried=["netvsp", "parent", "storvsp"], pid=200), *cut[:2],
+            event(401, "died", component="vm3-worker", carried=["vm3-worker"], pid=400),
+            event(402, "died", component="vm3", carried=["vm3"], pid=9), event(440, "ready", component="vm3", pid=10),
+            event(601, "died", component="parent", carried=["parent"], pid=600), *cut[2:],
+        ],
+        "histories": {
+            "vm1": {"disk": history(1, [(200, 230), (600, 620)]), "network": history(5, [(200, 235), (600, 625)])},
+            "vm2": {"disk": history(1, []), "network": history(5, [(200, 234), (600, 625)])},
+            "vm3": {"disk": history(40, [(402, 450)]), "network": history(10, [(200, 241), (402, 450), (600, 660)])},
+        },
+    }  # fmt: skip
+
+
+def test_what_is_no_channel_of_such_a_vm_is_its_cable_and_its_worker() -> None:
+    report = table([with_emulated()], ARCHES)
+    cable = cell_of(report, "storvsp")["vms"]["vm3"]
+    assert (cable["outcome"], cable["disk"], cable["network"]) == ("interrupted", "went on", "interrupted")
+    assert (round(cable["network_gap_ms"]), cable["disk_gap_ms"]) == (41, None)
+    worker = cell_of(report, "vm3-worker")
+    died = worker["vms"]["vm3"]
+    assert (died["outcome"], died["runs_again"], round(died["network_gap_ms"])) == ("died", True, 50)
+    for neighbour in (worker["vms"]["vm1"], worker["vms"]["vm2"]):    # nobody pings vm3
+        assert (neighbour["outcome"], neighbour["network"], neighbour["disk"]) == ("went on", "went on", "went on")
+    other_end = cell_of(report, "parent")["vms"]
+    assert (other_end["vm1"]["outcome"], other_end["vm1"]["network"]) == ("interrupted", "interrupted")
+    assert (other_end["vm3"]["outcome"], other_end["vm3"]["network"]) == ("went on", None)
+
+
+def test_such_a_vm_is_asked_more_rarely_and_has_a_measure_of_calm_of_its_own() -> None:
+    usual = table([with_emulated()], ARCHES)["usual_pause_ms"]["microkernel"]
+    assert usual["disk"] < 10 < usual["network"] < 20 < usual["emulated network"] < 30
+    assert 80 < usual["emulated disk"] < 90
 
 
 # -- the page of the same runs --------------------------------------------------------------------------------------
@@ -149,8 +206,8 @@ def matrix_of(page: str) -> dict[str, str]:
 
 def test_the_page_has_the_same_rows_and_leaves_out_the_kill_that_only_goes_on() -> None:
     cells = matrix_of(pages([run()]))
-    assert list(cells) == [ROWS[0].label, ROWS[4].label, ROWS[-1].label]
-    assert cells[ROWS[4].label] == "✓ vm1 went on ✓ vm2 went on"
+    assert list(cells) == [ROWS[0].label, MANAGEMENT.label, ROWS[-1].label]
+    assert cells[MANAGEMENT.label] == "✓ vm1 went on ✓ vm2 went on"
     assert cells[ROWS[-1].label] == "✗ vm1 died, then ran again, served after 55 ms ✓ vm2 disk went on"
     assert pages([run()]).count("<small>to go on</small>") == 1     # in the list of the run's kills
 
@@ -221,12 +278,32 @@ ALL = ["hypervisor", "management", "netvsp", "storvsp", "vm1", "vm2"]
      ["storvsp died", "vm1 lives", "vm2 did not notice", "! disk not served again", "! without a new storvsp"]),
     ("storvsp", [], seen("went on"), seen("went on"), {"missing": ["the end of storvsp"]},
      ["storvsp did not die", "no VM noticed", "! without the end of storvsp"]),
+    ("management", ["management"], seen("went on"), seen("went on"), {"detect_ms": 1.0, "start_ms": 29.6},
+     ["management died", "no VM noticed", "replaced in 31 ms"]),
+    ("parent", ["parent"], seen("interrupted", disk="interrupted", disk_gap_ms=9.0), seen("went on"),
+     {"detect_ms": 1.0, "start_ms": 4.0},   # the gap says it
+     ["parent died", "vm1 lives", "vm2 did not notice", "gap: disk 9.0 ms"]),
 ])  # fmt: skip
 def test_a_cell_in_words(
     host: str, carried: list[str], first: Any, second: Any, more: dict[str, Any], said: list[str]
 ) -> None:
-    cell = {"killed": True, "host": host, "carried": carried, "rebooted": False, "missing": [], **more}
+    cell = {"killed": True, "host": host, "carried": carried, "rebooted": False, "missing": [], "detect_ms": 1.0,
+            "start_ms": None, **more}  # fmt: skip
     assert phrases({**cell, "vms": {"vm1": first, "vm2": second}}) == said
+
+
+def test_a_worker_is_named_with_the_vm_that_it_takes_along_and_those_that_it_does_not() -> None:
+    cell = {"killed": True, "host": "vm3-worker", "carried": ["vm3-worker"], "rebooted": False, "missing": [],
+            "detect_ms": 1.0, "start_ms": None,
+            "vms": {"vm1": seen("went on"), "vm2": seen("went on"), "vm3": DEAD}}  # fmt: skip
+    assert phrases(cell) == [
+        "vm3-worker died", "vm3 died", "vm1, vm2 did not notice", "restarted, served in 412 ms",
+    ]
+    both = {"vm1": seen("interrupted", disk="interrupted", disk_gap_ms=20.0), "vm2": seen("went on"),
+            "vm3": seen("interrupted", network="interrupted", network_gap_ms=50.0)}  # fmt: skip
+    assert phrases({**cell, "host": "parent", "carried": ["parent"], "vms": both}) == [
+        "parent died", "vm1, vm3 live", "vm2 did not notice", "gap: disk 20, network 50 ms",
+    ]
 
 
 def test_milliseconds_have_two_digits_or_more() -> None:
@@ -310,9 +387,10 @@ def test_every_row_is_a_fault_that_fits_wherever_it_is_made() -> None:
     assert len({row.label for row in ROWS}) == len(ROWS)
     for arch in ARCHES:
         for row in (row for own in demo._scenes(arch) for row in own):
-            role = "child" if row.component in demo.VMS else row.component
+            made = demo._topology(arch, "zmq", (), row)
+            there = {one.name: one.role for one in components(made)} | dict.fromkeys(made.roles, "role")
             assert row.fault in ENDING
-            assert refusal(arch, role, row.fault) == ""
+            assert refusal(arch, there[row.component], row.fault) == ""
 
 
 def test_a_row_whose_policy_this_version_has_not_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vmbus_emu import placement
+from vmbus_emu.client.observer import intervals
 from vmbus_emu.client.scene import Scene
 from vmbus_emu.faults import refusal
 from vmbus_emu.placement import PLACEMENTS, configuration, io_memory, processes, zygote_of
@@ -96,6 +97,45 @@ def test_a_kill_of_the_parent_is_not_expected_to_cost_such_a_vm_a_channel() -> N
     rows = {c.name: {"state": "ready"} for spec in processes(made) for c in spec.components}
     expected = scene.expected({"host": "parent", "component": "parent", "pid": 1}, rows)
     assert {vm for vm, _ in expected.devices} == {"vm1"}
+
+
+@pytest.mark.parametrize(("component", "along"), [
+    ("vm1", []), ("vm2", ["vm2-worker"]), ("vm2-worker", ["vm2"]), ("parent", []),
+])  # fmt: skip
+def test_a_kill_of_a_vm_or_of_its_worker_is_over_with_both(component: str, along: list[str]) -> None:
+    made = topology()
+    scene = Scene({"topology": made.to_dict(), "name": "t", "arch": "microkernel", "transport": "zmq"})
+    rows = {c.name: {"state": "ready"} for spec in processes(made) for c in spec.components}
+    killed = {"host": component, "component": component, "pid": 1}
+    assert list(scene.expected(killed, rows).along) == along
+    dead = {**rows, "vm2": {"state": "dead"}, "vm2-worker": {"state": "dead"}}
+    assert list(scene.expected(killed, dead).along) == []
+
+
+def test_a_worker_comes_back_if_its_vm_does() -> None:
+    made = parse({"name": "t", "vm": [{"name": "vm1", "integration_services": False}], "policy": {"child": "restart"}})
+    scene = Scene({"topology": made.to_dict(), "name": "t", "arch": "microkernel", "transport": "zmq"})
+    rows = {c.name: {"state": "ready"} for spec in processes(made) for c in spec.components}
+    killed = {"host": "vm1-worker", "component": "vm1-worker", "pid": 1}
+    expected = scene.expected(killed, rows)
+    assert (expected.policy, expected.successor) == ("restart", "vm1")
+
+
+def test_such_a_vm_is_loaded_less_and_nobody_pings_it_who_can_ping_another() -> None:
+    vms = [{"name": name, "integration_services": name != "vm2", "disk": [{"ram": "4MiB"}], "nic": [{"switch": "s0"}]}
+           for name in ("vm1", "vm2", "vm3")]  # fmt: skip
+    made = parse({"name": "t", "vm": vms, "switch": [{"name": "s0"}]})
+    scene = Scene({"topology": made.to_dict(), "name": "t", "arch": "microkernel", "transport": "zmq"})
+    listed = b"NAME SIZE RO\ndisk0 4194304 0\n"
+    targets = [scene.target(vm, listed, False, scene.vms) for vm in scene.vms]
+    assert [target.neighbour for target in targets] == ["vm3", "vm3", "vm1"]
+    assert [target.emulated for target in targets] == [False, True, False]
+    assert scene.target("vm1", listed, False, ["vm1", "vm2"]).neighbour == "vm2"
+    assert targets[1].span < targets[0].span
+    assert [intervals(target, targets) for target in targets] == [(0.001, 0.005), (0.04, 0.01), (0.001, 0.005)]
+    many = [targets[1]] * 10
+    assert intervals(many[0], many) == (0.2, 0.05)
+    assert scene.describe()["emulated"] == ["vm2"]
 
 
 def test_the_memory_regions_do_not_meet() -> None:

@@ -196,6 +196,19 @@ def test_without_a_replacement_only_who_noticed_is_waited_for() -> None:
     assert outstanding(halt, EVENTS[:2], noticed=False) == ["vm1.disk0"]
 
 
+def test_a_death_that_takes_another_along_is_over_with_both() -> None:
+    worker = Expected("vm2-worker", 7, "halt", [], ["vm2"])
+    events = [died(101, "vm2-worker"), died(102, "vm2", pid=9)]
+    assert [outstanding(worker, events[:number]) for number in range(3)] == [
+        ["the end of vm2-worker (pid 7)"], ["the end of vm2"], [],
+    ]
+    back = worker._replace(policy="restart", successor="vm2")
+    events.append(event(120, "ready", "vm2"))
+    assert [outstanding(back, events[:number]) for number in (1, 2, 3)] == [
+        ["the end of vm2", "a new vm2"], ["a new vm2"], [],
+    ]
+
+
 def test_a_reboot_is_over_when_all_is_up_and_a_halt_at_once() -> None:
     hypervisor = Expected("hypervisor", 7, "reboot", [])
     events = [died(101, "hypervisor"), event(102, "rebooting", ""), died(103, "vm1", pid=9), event(140, "up", "")]

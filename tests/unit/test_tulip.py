@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from drivers.switch import Switch
+from partitions.child.tulip import TX_RING
 from partitions.parent.guest_memory import GuestMemory
 from partitions.parent.tulip import Tulip
 from tests.legacy import NicBench
@@ -245,3 +246,22 @@ def test_a_frame_out_costs_one_access_and_a_frame_in_two(loop: Loop, driven: tup
     loop.step(0)
     assert bench.ports.accesses - before == 3
     assert (arrived, kept) == ([frame()], [frame(MAC, OTHER)])
+
+
+def test_what_the_vm_had_queued_before_it_died_is_not_sent_in_its_next_life(
+    loop: Loop, driven: tuple[NicBench, Switch]
+) -> None:
+    bench, switch = driven
+    arrived: list[bytes] = []
+    switch.port("far", OTHER).connect(lambda data: arrived.append(bytes(data)) is None)
+    bench.chipset.write(tulip.BASE_PORT + tulip.CSR_MODE * tulip.CSR_STRIDE, 4, 0)     # so what is queued stays there
+    for _ in range(6):
+        bench.nic.transmit(frame(size=70))
+    assert loop.run_until(lambda: not bench.nic._telling, 5)    # told, and it sends nothing
+    bench.boot(loop, print)
+    sent = [frame(size=100 + index) for index in range(2 * TX_RING)]
+    for count, one in enumerate(sent, 1):
+        bench.nic.transmit(one)
+        assert loop.run_until(lambda count=count: len(arrived) >= count, 5)
+    assert loop.run_until(lambda: not (bench.nic._telling or bench.nic._serving), 5)
+    assert arrived == sent

@@ -40,7 +40,7 @@ def phrases(cell: Cell) -> list[str]:
     if fine:
         said.append("no VM noticed" if len(fine) == len(vms) else f"{_named(fine, vms)} did not notice")
     said += _durations([vms[vm] for vm in hurt])
-    said += [_back(cell, [vms[vm] for vm in dead])] if dead else []
+    said += [_back(cell, [vms[vm] for vm in dead])] if dead else _replaced(cell)
     return said + [f"! without {what}" for what in cell["missing"]]
 
 
@@ -86,6 +86,13 @@ def _back(cell: Cell, dead: Sequence[Mapping[str, Any]]) -> str:
     return f"{how}, served in {milliseconds(max(gaps))} ms" if gaps else how
 
 
+def _replaced(cell: Cell) -> list[str]:
+    """That there is another one, where no gap says so."""
+    steps = (cell["detect_ms"], cell["start_ms"])
+    gaps = [one[f"{device}_gap_ms"] for one in cell["vms"].values() for device in _DEVICES]
+    return [] if None in steps or gaps.count(None) < len(gaps) else [f"replaced in {milliseconds(sum(steps))} ms"]
+
+
 def milliseconds(span: float) -> str:
     """Two digits at least, and no more than the host's noise leaves meaning in."""
     return f"{span:.1f}" if span < 9.95 else f"{span:.0f}"
@@ -103,11 +110,11 @@ def lines(report: Report, width: int = 0) -> list[str]:
 
 def _table(report: Report, width: int) -> list[str]:
     places = report["placements"]
-    first = max(12, *(len(row["component"]) for row in report["rows"]), *(len(row["words"]) for row in report["rows"]))
+    first = max(12, *(len(row[key] or "") + 1 for row in report["rows"] for key in ("component", "what", "words")))
     each = (width - first) // len(places) - len(_GAP)
     table = [[["KILLED"], *([place.upper()] for place in places)]]
     for row in report["rows"]:
-        by = [row["component"], f" {row['words']}", *([f" {row['policy']}"] if row["policy"] else [])]
+        by = [row["component"], *(f" {text}" for text in (row["what"], row["words"], row["policy"]) if text)]
         table.append([by, *(_wrapped(phrases(row["cells"][place]), each, " ") for place in places)])
     shown: list[str] = []
     for cells in table:
@@ -150,10 +157,11 @@ def _meaning(report: Report) -> str:
         f"{place}: " + ", ".join(f"{name} {milliseconds(span)}" for name, span in spans.items()) + " ms"
         for place, spans in report["usual_pause_ms"].items() if spans
     )
-    return ("gap: from the moment before the kill to the first answer to a request that waited then or was planned "
-            "later, in the slower VM; served in: the same across a VM's death (a reboot here forks some processes; a "
-            "real one takes minutes). Who did not notice kept its channels and paused no longer than without a kill "
-            f"({usual}).")  # fmt: skip
+    apart = f"{' and '.join(report['emulated'])}: without integration services, asked more rarely. "
+    return (f"{apart}gap: from the moment before the kill to the first answer to a request that waited then or was "
+            "planned later, in the slowest VM; served in: the same across a VM's death (a reboot here forks some "
+            "processes; a real one takes minutes). Who did not notice kept its channels and paused no longer than "
+            f"without a kill ({usual}).")  # fmt: skip
 
 
 def _conditions(report: Report) -> str:
@@ -177,7 +185,8 @@ def markdown(report: Report, command: str) -> str:
     places = report["placements"]
     shown = [f"| killed | {' | '.join(places)} |", f"|---|{'---|' * len(places)}"]
     for row in report["rows"]:
-        label = row["words"] + (f", policy {row['policy']}" if row["policy"] else "")
+        label = ", ".join(text for text in (row["what"], row["words"]) if text)
+        label += f", policy {row['policy']}" if row["policy"] else ""
         cells = (_escaped("<br>".join(phrases(row["cells"][place]))) for place in places)
         shown.append(f"| **{row['component']}**<br>{label} | {' | '.join(cells)} |")
     notes = [_escaped(note) for note in _notes(report)]

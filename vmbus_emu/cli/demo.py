@@ -53,16 +53,17 @@ def isolation(
     context: click.Context, arches: tuple[str, ...], transport: str, policies: tuple[str, ...],
     json_file: OutFile | None, html_file: OutFile | None, markdown_file: OutFile | None,
 ) -> None:
-    """Kill drivers, parent, management, hypervisor and a VM in each placement, while two VMs overwrite their disks and
-    ping each other; then read back. One table says what each kill was to each VM. Takes about half a minute, on
-    machines named demo-ARCH, which are gone afterwards. Status 1 if an acknowledged write was lost, something was
-    there that was never written or came twice, or what should come back did not.
+    """Kill drivers, parent, a worker, management, a role, hypervisor and a VM in each placement, while three VMs, one
+    of them with emulated devices, overwrite their disks and ping each other; then read back. One table says what each
+    kill was to each VM. Takes about half a minute, on machines named demo-ARCH, which are gone afterwards. Status 1 if
+    an acknowledged write was lost, something was there that was never written or came twice, or what should come back
+    did not.
 
     \b
     --json: {"schema", "demo", "placements", "transport", "policy", "host", "elapsed_s", "operations", "findings",
-    "usual_pause_ms", "rows": [{"component", "fault", "words", "policy", "cells": {ARCH: {"killed", "host",
-    "carried", "rebooted", "missing", "detect_ms" ..., "vms": {VM: {"outcome", "runs_again", "disk", "disk_gap_ms",
-    "disk_pause_ms", "network" ...}}}}}]}; docs/isolation.md explains it.
+    "usual_pause_ms", "emulated", "rows": [{"component", "what", "fault", "words", "policy", "cells": {ARCH: {"killed",
+    "host", "carried", "rebooted", "missing", "detect_ms" ..., "vms": {VM: {"outcome", "runs_again", "disk",
+    "disk_gap_ms", "disk_pause_ms", "network" ...}}}}}]}; docs/isolation.md explains it.
 
     \b
     Example:

@@ -23,6 +23,8 @@ class Expected(NamedTuple):
     pid: int
     policy: str                         #: of that process; what cannot be replaced has ``halt``
     devices: Collection[Device]         #: of living VMs: they lose their channels
+    along: Collection[str] = ()         #: whose processes end with it
+    successor: str = ""                 #: who is ready when all of them are back, if that is not the host
 
 
 def outstanding(expected: Expected, since: Sequence[Event], noticed: bool = True) -> list[str]:
@@ -38,10 +40,11 @@ def outstanding(expected: Expected, since: Sequence[Event], noticed: bool = True
         return []
     if last or expected.policy == "reboot":
         return [] if last == "up" else ["the machine's reboot"]
-    waiting = []
-    if expected.policy in REPLACED and not _is_ready(expected.host, since):
-        waiting.append(f"a new {expected.host}")
     dead = {name for death in deaths for name in (death["component"], *death["carried"])}
+    waiting = [f"the end of {name}" for name in expected.along if name not in dead]
+    successor = expected.successor or expected.host
+    if expected.policy in REPLACED and not _is_ready(successor, since):
+        waiting.append(f"a new {successor}")
     settled = {
         (event["component"], event["device"]): event["event"] != "detached"
         for event in since if event["event"] in ("attached", "detached", "given up")

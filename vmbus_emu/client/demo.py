@@ -1,6 +1,6 @@
 """Demonstrations: kills made in the same order in several placements, and what each was to every VM, as data.
 
-``isolation`` boots a machine of two VMs in each placement, lets every VM overwrite its disk and ping its neighbour,
+``isolation`` boots a machine of three VMs in each placement, lets every VM overwrite its disk and ping its neighbour,
 and kills one thing after the other while it does. What comes out is a table, :data:`ROWS` by placement, and the runs.
 """
 
@@ -30,6 +30,7 @@ from vmbus_emu.client.timeline_data import (
     Lane,
     read_together,
 )
+from vmbus_emu.placement import worker_of
 from vmbus_emu.runfolder import RunFolder
 from vmbus_emu.topology.data import POLICIES_OF, Topology
 
@@ -37,7 +38,11 @@ SCHEMA = 1
 #: The columns, in their order, and the names of their machines.
 ARCHES = ("microkernel", "disaggregated", "monolithic")
 NAMES: Mapping[str, str] = {arch: f"demo-{arch}" for arch in ARCHES}
-VMS = ("vm1", "vm2")
+#: The last one has no integration services: its devices are emulated, by a worker process of its own.
+VMS = ("vm1", "vm2", "vm3")
+EMULATED = "vm3"
+#: The role that needs no library.
+ROLE = "files"
 
 #: Each kill comes so long after the last one was over. It is also the time in which nothing is killed, for comparison.
 _CALM_S = 0.4
@@ -52,19 +57,23 @@ class Row(NamedTuple):
     fault: str              #: one of :data:`vmbus_emu.faults.ENDING`
     words: str              #: how people call the fault
     policy: str = ""        #: of the component, where it is not the usual one; such a row has a machine of its own
+    what: str = ""          #: the component is, where its name does not say it
 
     @property
     def label(self) -> str:
         return f"{self.component}: {self.words}" + (f", {self.policy}" if self.policy else "")
 
 
+_WORKER = worker_of(EMULATED)
 #: The same kills everywhere. The VM comes last: in the monolith only a reboot brings it back.
 ROWS = (
     Row("storvsp", "panic", "exception"),
     Row("storvsp", "segv", "SIGSEGV"),
     Row("netvsp", "kill", "SIGKILL"),
     Row("parent", "kill", "SIGKILL"),
+    Row(_WORKER, "kill", "SIGKILL"),
     Row("management", "kill", "SIGKILL"),
+    Row(ROLE, "kill", "SIGKILL", what="a role"),
     Row("hypervisor", "kill", "SIGKILL"),
     Row("hypervisor", "kill", "SIGKILL", "recover"),
     Row("vm1", "panic", "exception"),
@@ -72,6 +81,8 @@ ROWS = (
 #: What a placement does not have, and why.
 _ABSENT: Mapping[tuple[str, str, str], str] = {
     ("monolithic", "parent", ""): "there is none: drivers are called",
+    ("monolithic", _WORKER, ""): "there is none: device models are called",
+    ("monolithic", ROLE, ""): "refused: there is no parent partition to run it in",
     ("monolithic", "hypervisor", "recover"): "not possible: its state died with everything",
 }
 
@@ -140,10 +151,11 @@ def _topology(arch: str, transport: str, policies: Sequence[str], row: Row) -> T
     mine = [text for text in (*policies, *chosen) if (text.partition("=")[0] == "monolith") == (arch == "monolithic")]
     document: dict[str, Any] = {
         "name": NAMES[arch], "arch": arch, "switch": [{"name": "s0"}],
-        "vm": [{"name": vm, "disk": [{"ram": "4MiB"}], "nic": [{"switch": "s0"}]} for vm in VMS],
-    }
+        "vm": [{"name": vm, "disk": [{"ram": "4MiB"}], "nic": [{"switch": "s0"}],
+                "integration_services": vm != EMULATED} for vm in VMS],
+    }  # fmt: skip
     if arch != "monolithic":
-        document["transport"] = transport
+        document |= {"transport": transport, "role": {ROLE: {}}}
     return topology.parse(document, flags=topology.Overrides(policies=tuple(mine)))
 
 
@@ -193,15 +205,17 @@ def table(runs: Sequence[Mapping[str, Any]], arches: Sequence[str]) -> dict[str,
                 cells[kill["label"], timeline.arch] = _cell(kill, seen, window, timeline.lanes)
         here = usual[timeline.arch]
         for lane in (lane for lanes in timeline.lanes.values() for lane in lanes):
-            here[lane.name] = max(here.get(lane.name, 0.0), _ms(lane.calm_ns), _ms(lane.silent_ns))
+            name = f"emulated {lane.name}" if lane.emulated else lane.name
+            here[name] = max(here.get(name, 0.0), _ms(lane.calm_ns), _ms(lane.silent_ns))
     return {
         "schema": SCHEMA, "demo": "isolation", "placements": list(arches),
         "policy": {run["machine"]["arch"]: run["machine"]["policy"] for run in reversed(runs)},
         "operations": {name: sum(run["operations"][name] for run in runs) for name in OPERATIONS},
         "findings": [f"{run['machine']['arch']}: {finding}" for run in runs for finding in run["findings"]],
-        "usual_pause_ms": usual,
+        "usual_pause_ms": usual, "emulated": [EMULATED],
         "rows": [
-            {"component": row.component, "fault": row.fault, "words": row.words, "policy": row.policy or None,
+            {"component": row.component, "what": row.what or None, "fault": row.fault, "words": row.words,
+             "policy": row.policy or None,
              "cells": {arch: cells.get((row.label, arch)) or _not_killed(row, arch) for arch in arches}}
             for row in rows()
         ],
@@ -228,8 +242,9 @@ def _cell(
 
 
 def _noticed(vm: str, seen: Kill, window: Sequence[aftermath.Event], mine: Sequence[Lane]) -> dict[str, Any]:
-    """What one kill was to one VM: the worst of what it was to its devices, except a network without its other end."""
-    lanes = [lane for lane in mine if lane.name != "network" or vm in seen.victims or not seen.victims]
+    """What one kill was to one VM: the worst of what it was to its devices, except a network of which only the other
+    end was hit."""
+    lanes = [lane for lane in mine if lane.tells(seen)]
     effects = {lane.name: lane.effect(seen) for lane in lanes}
     worst = max((effect.what for effect in effects.values()), key=WORSE.index, default=NO_LOAD)
     told: dict[str, Any] = {
@@ -249,8 +264,9 @@ def _noticed(vm: str, seen: Kill, window: Sequence[aftermath.Event], mine: Seque
 
 def _gap_ms(lane: Lane, kill: Kill, window: Sequence[aftermath.Event]) -> float | None:
     """From the moment before the kill to the first good completion after the interruption by it; ``None``: there was
-    none before the next kill. That is the gap of :mod:`vmbus_emu.client.judging`, of one kill."""
-    interrupted = aftermath.interrupted_ns(lane.vm, DEVICES[lane.name], window) or 0
+    none before the next kill. That is the gap of :mod:`vmbus_emu.client.judging`, of one kill. A cable has no event of
+    its own: it is interrupted when the process at its end dies."""
+    interrupted = aftermath.interrupted_ns(lane.vm, DEVICES[lane.name], window) or kill.died_ns or 0
     served = lane.completed[bisect_right(lane.completed, max(kill.killed_ns, interrupted)):]
     if not served or (kill.next_ns is not None and served[0] >= kill.next_ns):
         return None

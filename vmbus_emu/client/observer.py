@@ -16,6 +16,13 @@ from vmbus_emu.witness.history import History, Operation
 SPAN = 4 << 20
 _DEPTH = 8
 _DISK_S, _NETWORK_S = 0.001, 0.005
+#: The same for a VM without integration services. A request to its disk is 26 register accesses, each one a way through
+#: the hypervisor to the VM's worker and back: these devices are asked as much less as they are slower, and so that the
+#: hypervisor has time for others.
+EMULATED_SPAN = 512 << 10
+_EMULATED_DISK_S, _EMULATED_NETWORK_S = 0.04, 0.01
+#: All such disks together.
+_EMULATED_MOST_PER_S = 50
 #: All disk loads together plan at most so many requests per second: many VMs share a few cores.
 _MOST_PER_S = 4000
 #: Records per planned request: some are tried again, and a read that finds several things takes several records.
@@ -32,6 +39,7 @@ class Target(NamedTuple):
     span: int           #: bytes of it, from its beginning
     mix: str            #: what ``witness -o`` takes; ``read`` overwrites nothing
     neighbour: str      #: whom it sends echo requests; empty: nobody
+    emulated: bool = False      #: whether its devices are
 
 
 class Load:
@@ -102,14 +110,23 @@ class Load:
 
 def loads(talk: Talk, targets: Collection[Target], first: Mapping[str, int], seed: int) -> dict[str, dict[str, Load]]:
     """The loads of each VM, not begun yet: ``disk`` and ``network``, as far as it has them."""
-    interval_s = max(_DISK_S, len(targets) / _MOST_PER_S)
     made: dict[str, dict[str, Load]] = {}
     for number, target in enumerate(targets):
         mine = made[target.vm] = {}
+        disk_s, network_s = intervals(target, targets)
         if target.disk:
             argv = ["witness", "-o", target.mix, "-d", str(_DEPTH), "-s", str(target.span), "-S", str(seed + number)]
-            mine["disk"] = Load(talk, target.vm, argv, target.disk, interval_s, first.get(target.vm, 1))
+            mine["disk"] = Load(talk, target.vm, argv, target.disk, disk_s, first.get(target.vm, 1))
         if target.neighbour:
-            slower = max(_NETWORK_S, 5 * interval_s)
-            mine["network"] = Load(talk, target.vm, ["netwitness"], target.neighbour, slower, 1)
+            mine["network"] = Load(talk, target.vm, ["netwitness"], target.neighbour, network_s, 1)
     return made
+
+
+def intervals(target: Target, targets: Collection[Target]) -> tuple[float, float]:
+    """Seconds between two requests: to the disk, on the network."""
+    alike = sum(one.emulated is target.emulated for one in targets)
+    if target.emulated:
+        disk_s = max(_EMULATED_DISK_S, alike / _EMULATED_MOST_PER_S)
+        return disk_s, max(_EMULATED_NETWORK_S, disk_s / 4)
+    disk_s = max(_DISK_S, alike / _MOST_PER_S)
+    return disk_s, max(_NETWORK_S, 5 * disk_s)

@@ -238,7 +238,8 @@ class Run:
             self._read_what_was_written()
             self._look_at_memory()
         for vm in self._loads:
-            self._vms.setdefault(vm, {})["survived"] = not self._has_died(vm)
+            told = {"survived": not self._has_died(vm), "neighbour": self._targets[vm].neighbour or None}
+            self._vms.setdefault(vm, {}).update(told)
 
     def _has_died(self, vm: str) -> bool:
         told = any(

@@ -7,7 +7,7 @@ from typing import Any
 
 from vmbus_emu import placement
 from vmbus_emu.client.aftermath import Device, Expected
-from vmbus_emu.client.observer import SPAN, Target
+from vmbus_emu.client.observer import EMULATED_SPAN, SPAN, Target
 from vmbus_emu.machine.policy import needed_by, policy_of
 from vmbus_emu.topology.data import DEFAULT_POLICY, Topology, VmSpec
 
@@ -27,6 +27,10 @@ class Scene:
         self.vms = {vm.name: vm for vm in self.topology.vms}
         self._specs = {spec.name: spec for spec in placement.processes(self.topology)}
         self.components = {one.name: one.role for spec in self._specs.values() for one in spec.components}
+        #: VMs without integration services.
+        self.emulated = [vm.name for vm in self.topology.vms if not vm.integration_services]
+        workers = {vm: placement.worker_of(vm) for vm in self.emulated}
+        self._ends_with = {**workers, **{worker: vm for vm, worker in workers.items()}}
 
     def describe(self) -> dict[str, Any]:
         """For a run file."""
@@ -34,7 +38,10 @@ class Scene:
             "monolith" if self.arch == "monolithic" else spec.role: policy_of(self.topology, spec)
             for spec in self._specs.values()
         }
-        return {"name": self.name, "arch": self.arch, "transport": self.transport, "policy": policy}
+        if self.topology.roles:
+            policy["role"] = self.topology.policy.get("role", DEFAULT_POLICY["role"])
+        return {"name": self.name, "arch": self.arch, "transport": self.transport, "policy": policy,
+                "emulated": self.emulated}  # fmt: skip
 
     def expected(self, killed: Mapping[str, Any], rows: Mapping[str, Row]) -> Expected:
         """What a kill should lead to, by what ``rows`` of ``ps`` said before it."""
@@ -45,7 +52,9 @@ class Scene:
         threaded = killed["component"] in self.vms and host != killed["component"]
         if spec is None or threaded:  # a zygote or a spare, whose replacement nobody sees; a VM of the monolith
             return Expected(host, killed["pid"], "halt", ())
-        policy = policy_of(self.topology, spec)
+        other = self._ends_with.get(host, "")
+        successor = other if spec.role == "worker" else ""      # it comes back with its VM, or not
+        policy = policy_of(self.topology, self._specs[successor or host])
         if any(rows[name]["state"] not in ALIVE for name in needed_by(spec.role)):
             policy = "halt"
         # A VM without integration services has no channels to lose; its worker takes it along.
@@ -55,7 +64,7 @@ class Scene:
         return Expected(host, killed["pid"], policy, [
             device for vm in self.vms.values() if vm.integration_services and rows[vm.name]["state"] in ALIVE
             for device in _devices(vm, there)
-        ])  # fmt: skip
+        ], [other] if other and rows[other]["state"] in ALIVE else (), successor)  # fmt: skip
 
     @staticmethod
     def can_start_vms(rows: Mapping[str, Row]) -> bool:
@@ -65,25 +74,29 @@ class Scene:
     def target(self, vm: str, lsblk: bytes, overwrite: bool | None, alive: Iterable[str]) -> Target:
         """What to look at in ``vm``. ``lsblk``: what that printed there. ``overwrite``: write on RAM disks, and if
         true on image files; ``None``: write nothing."""
+        emulated = vm in self.emulated
+        most = EMULATED_SPAN if emulated else SPAN
         neighbour = self._neighbour(vm, alive)
         disks = list(_listed(self.vms[vm], lsblk))
         for name, size, read_only, kind in disks if overwrite is not None else ():
             if not read_only and (kind == "ram" or (kind == "file" and overwrite)):
-                return Target(vm, name, min(size, SPAN), "flush" if kind == "file" else "mixed", neighbour)
+                mix = "flush" if kind == "file" else "mixed"
+                return Target(vm, name, min(size, most), mix, neighbour, emulated)
         for name, size, _, _ in disks:
-            return Target(vm, name, min(size, SPAN), "read", neighbour)
-        return Target(vm, "", 0, "read", neighbour)
+            return Target(vm, name, min(size, most), "read", neighbour, emulated)
+        return Target(vm, "", 0, "read", neighbour, emulated)
 
     def _neighbour(self, vm: str, alive: Iterable[str]) -> str:
-        """The next VM after this one on the same switch."""
+        """The next VM after this one on the same switch: one with integration services, if there is one, for what is
+        seen of a network is both ends' doing."""
         names = list(self.vms)
         own = self.vms[vm].nics
         at = names.index(vm) + 1
-        for other in [*names[at:], *names[: at - 1]]:
-            nics = self.vms[other].nics
-            if other in alive and own and nics and nics[0].switch == own[0].switch:
-                return other
-        return ""
+        there = [
+            other for other in (*names[at:], *names[: at - 1])
+            if other in alive and own and (nics := self.vms[other].nics) and nics[0].switch == own[0].switch
+        ]  # fmt: skip
+        return min(there, key=lambda other: other in self.emulated, default="")
 
 
 def _devices(vm: VmSpec, vsps: Iterable[str]) -> list[Device]:

@@ -232,8 +232,8 @@ def _matrix(runs: Sequence[Run], places: Sequence[str]) -> str:
     rows = [[_row(label), *(_cell(cells.get((label, where), ())) for where in places)] for label in labels]
     head = ["killed", *(text(where) for where in places)]
     return _table("What the kill of a component was to each VM; of several kills, the worst. ✓ went on, "
-                  "↻ interrupted, ✗ died or was never served again. A network whose other end is a VM that died "
-                  "does not count.", head, rows, 0, "matrix")  # fmt: skip
+                  "↻ interrupted, ✗ died or was never served again. A network of which only the other end was "
+                  "hit does not count.", head, rows, 0, "matrix")  # fmt: skip
 
 
 def _cell(kills: Sequence[tuple[Run, Kill]]) -> str:
@@ -246,7 +246,7 @@ def _cell(kills: Sequence[tuple[Run, Kill]]) -> str:
         lanes: dict[str, list[Effect]] = {}
         for run, kill in hit:
             for lane in run.lanes[vm]:
-                if lane.name != "network" or not kill.victims - {vm}:   # it may be the other end that is gone
+                if lane.tells(kill):
                     lanes.setdefault(lane.name, []).append(lane.effect(kill))
         worst = {name: max(effects, key=_severity) for name, effects in lanes.items() if effects}
         outcome = DIED if dead else max(worst.values(), key=_severity).what if worst else NO_LOAD

@@ -50,7 +50,8 @@ class Kill(NamedTuple):
     next_ns: int | None         #: of the next kill
     deaths: tuple[tuple[str, int], ...]     #: VMs that died by it, and when, which may be later than who was killed
     revived: frozenset[str]     #: those of the victims that ran again before the next kill
-    cut: frozenset[tuple[str, str]]     #: VM and kind (``disk``, ``network``) of the devices that lost their channels
+    #: VM and kind (``disk``, ``network``) of the devices that lost their channels, or the cable to the switch.
+    cut: frozenset[tuple[str, str]]
     label: str                  #: what was done, for the table of several runs
     aside: bool                 #: made to go on with the run, and no part of what it shows
     gaps: tuple[tuple[str, float], ...]     #: by kind, in ns, as judged; infinite: it was not served again
@@ -107,10 +108,12 @@ class Bins(NamedTuple):
 class Lane:
     """One device of one VM, as its load was served."""
 
-    def __init__(self, vm: str, name: str, dumped: Any) -> None:
-        """``ValueError``: ``dumped`` is no history."""
+    def __init__(self, vm: str, name: str, dumped: Any, emulated: bool = False, other: str = "") -> None:
+        """``other``: the VM at a network's other end, if that is known. ``ValueError``: ``dumped`` is no history."""
         self.vm = vm
         self.name = name
+        self.emulated = emulated
+        self._other = other
         operations = [one for one in history.load(dumped).operations if one.kind != PART and not one.refused]
         planned = [one.planned_ns for one in operations]
         self._served = [(one.planned_ns, one.submitted_ns, one.completed_ns) for one in operations if one.acknowledged]
@@ -131,6 +134,14 @@ class Lane:
 
     def __bool__(self) -> bool:
         return self._last_planned > 0
+
+    def tells(self, kill: Kill) -> bool:
+        """Whether what is seen of it is what ``kill`` was to it: not if only the other end of a network was hit."""
+        if self.name != "network" or self.vm in kill.victims or (self.vm, self.name) in kill.cut:
+            return True
+        if not self._other:
+            return not kill.victims
+        return self._other not in kill.victims and (self._other, self.name) not in kill.cut
 
     def effect(self, kill: Kill) -> Effect:
         """What ``kill`` was to it: up to the next kill, or until the recovery is well over."""
@@ -232,11 +243,13 @@ class Run:
         self.findings = [str(finding) for finding in run.get("findings") or []]
         self.figures: dict[str, dict[str, Any]] = dict(run.get("vms") or {})
         histories = run.get("histories") or {}
+        emulated = set(machine.get("emulated") or ())
         self.lanes = {
-            vm: [lane for kind in ("disk", "network") if (lane := _lane(vm, kind, (histories.get(vm) or {}).get(kind)))]
+            vm: [Lane(vm, kind, dumped, vm in emulated, str(self.figures.get(vm, {}).get("neighbour") or ""))
+                 for kind in ("disk", "network") if (dumped := (histories.get(vm) or {}).get(kind))]
             for vm in [*self.figures, *(vm for vm in histories if vm not in self.figures)]
-        }
-        self.kills = _kills(run.get("kills") or [], run.get("events") or [], set(self.lanes))
+        }  # fmt: skip
+        self.kills = _kills(run.get("kills") or [], run.get("events") or [], set(self.lanes), emulated)
         all_lanes = [lane for lanes in self.lanes.values() for lane in lanes]
         for lane in all_lanes:
             lane.calibrate(self.kills)
@@ -258,11 +271,11 @@ class Run:
 
 
 def read_together(runs: Sequence[Mapping[str, Any]]) -> list[Run]:
-    """Several runs, read. Those of one placement have one measure of calm for each kind of device: a run with a single
-    kill is mostly that. ``ValueError``: a history in one of them is none."""
+    """Several runs, read. Those of one placement have one measure of calm for each kind of device, emulated or not: a
+    run with a single kill is mostly that. ``ValueError``: a history in one of them is none."""
     read = [Run(run) for run in runs]
-    calm: dict[tuple[str, str, str], int] = {}
-    lanes = [((run.arch, run.transport, lane.name), lane)
+    calm: dict[tuple[str, str, str, bool], int] = {}
+    lanes = [((run.arch, run.transport, lane.name, lane.emulated), lane)
              for run in read for mine in run.lanes.values() for lane in mine]  # fmt: skip
     for key, lane in lanes:
         calm[key] = max(calm.get(key, 0), lane.calm_ns)
@@ -271,12 +284,10 @@ def read_together(runs: Sequence[Mapping[str, Any]]) -> list[Run]:
     return read
 
 
-def _lane(vm: str, kind: str, dumped: Any) -> Lane | None:
-    return Lane(vm, kind, dumped) if dumped else None
-
-
-def _kills(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], vms: set[str]) -> list[Kill]:
-    """Those that happened: with a time."""
+def _kills(
+    rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], vms: set[str], emulated: set[str]
+) -> list[Kill]:
+    """Those that happened: with a time. ``emulated``: VMs whose network hangs on a cable to netvsp's switch."""
     ordered = sorted((row for row in rows if row.get("killed_ns")), key=lambda row: int(row["killed_ns"]))
     kills = []
     for number, row in enumerate(ordered, 1):
@@ -290,6 +301,8 @@ def _kills(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]
             named = {event.get("component"), *(event.get("carried") or ())} & vms
             if event.get("event") == "died":
                 died |= dict.fromkeys(named, int(event["ns"]))
+                if "netvsp" in (event.get("component"), *(event.get("carried") or ())):
+                    cut |= {(vm, "network") for vm in emulated & vms}
             elif event.get("event") == "up":
                 ran |= died.keys()
             elif event.get("event") == "ready":
