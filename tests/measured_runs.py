@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 from bench.devices import DEVICES
@@ -52,7 +54,12 @@ def run(
     jobs: Sequence[Job] = tuple(JOBS.values()), configurations: Sequence[Configuration] = CONFIGURATIONS,
     rounds: int = 10, count: int = 4000,
 ) -> Document:
-    """A run of ``rounds`` sample sets of ``count`` requests of each job on each configuration."""
+    """A run of ``rounds`` sample sets of ``count`` requests of each job on each configuration; the caller's own."""
+    return deepcopy(_run(tuple(jobs), tuple(configurations), rounds, count))
+
+
+@cache
+def _run(jobs: Sequence[Job], configurations: Sequence[Configuration], rounds: int, count: int) -> Document:
     chance = random.Random(5)
     rows = [
         result(job, of, [measured(_PACE[of.transport] * job.depth**0.6, chance, count) for _ in range(rounds)])

@@ -12,6 +12,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,26 +32,42 @@ NAMES = ["-".join(placement.values()) for placement in PLACEMENTS]
 MIB = 1 << 20
 
 
-@pytest.fixture(autouse=True)
-def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A run base of the test's own, empty again at its end."""
+@contextmanager
+def run_base() -> Iterator[Path]:
+    """A run base of one's own, empty again at the end."""
     folder = Path(tempfile.mkdtemp(prefix="vm", dir="/tmp"))  # socket paths are short
-    monkeypatch.setenv(BASE_VARIABLE, str(folder))
-    yield folder
-    left = [entry.name for entry in list_machines()]
-    for name in left:
-        machine = Machine.attach(name)
-        machine.down()
-    shutil.rmtree(folder)
-    assert not left
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(BASE_VARIABLE, str(folder))
+        try:
+            yield folder
+        finally:
+            left = [entry.name for entry in list_machines()]
+            for name in left:
+                machine = Machine.attach(name)
+                machine.down()
+            shutil.rmtree(folder)
+        assert not left
 
 
-@pytest.fixture(params=PLACEMENTS, ids=NAMES)
-def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """Three VMs with a disk of 4 MiB each, up."""
+@pytest.fixture
+def base() -> Iterator[Path]:
+    with run_base() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module", params=PLACEMENTS, ids=NAMES)
+def shared(request: pytest.FixtureRequest) -> Iterator[tuple[Path, Machine]]:
     vms = [{"name": f"vm{number}", "disk": [{"ram": "4MiB"}]} for number in (1, 2, 3)]
-    with Machine({"name": "lab", "vm": vms, **request.param}) as running:
-        yield running
+    with run_base() as folder, Machine({"name": "lab", "vm": vms, **request.param}) as running:
+        yield folder, running
+
+
+@pytest.fixture
+def machine(shared: tuple[Path, Machine], monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Three VMs with a disk of 4 MiB each, up; what earlier tests wrote is on the disks. None has harmed it."""
+    monkeypatch.setenv(BASE_VARIABLE, str(shared[0]))
+    assert shared[1].info()["state"] == "ready"
+    return shared[1]
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS, ids=NAMES)
@@ -80,6 +97,7 @@ def test_random_writes_at_odd_places_read_back_as_a_plain_array_would(machine: M
     dice = random.Random(5)
     disk = machine.vm("vm2").disk
     model = bytearray(4 * MIB)
+    disk.write(0, bytes(model))
     for _ in range(20):
         length = dice.choice((1, 511, 512, 513, 4096, 70_001))
         offset = dice.randrange(len(model) - length)

@@ -200,7 +200,8 @@ class Lab:
             machine = Machine.attach(name)
             machine.down(timeout=5)
             machine.close()
-        self.cli("down", "--name", name, "--timeout", "5")
+        if any(entry.name == name for entry in list_machines()):
+            self.cli("down", "--name", name, "--timeout", "5")
 
 
 def small_vms(count: int) -> list[dict[str, Any]]:

@@ -90,9 +90,9 @@ class Boot:
         return int((self.rows()["hypervisor"]["counters"] or {}).get("partitions", 0))
 
     def kill(self, *names: str) -> None:
-        rows = self.rows()
+        pids = self.pids()                              # ``ps`` would wait for whoever is stopped
         for name in names:
-            os.kill(rows[name]["pid"], signal.SIGKILL)
+            os.kill(pids[name], signal.SIGKILL)
 
     def goes_on(self) -> None:
         os.kill(self.held, signal.SIGCONT)
@@ -147,7 +147,7 @@ def test_up_goes_on_after_a_death_while_partitions_are_made(
     """Management has made them, and waits for the parent, which is stopped."""
     boot = Boot(lab, wait, "management", arch, transport)
     wait(lambda: boot.state("parent") == "ready", "the parent is ready")
-    parent = boot.rows()["parent"]["pid"]
+    parent = boot.pids()["parent"]
     os.kill(parent, signal.SIGSTOP)
     boot.goes_on()
     wait(lambda: boot.partitions() == LEVEL[arch], "partitions are made")

@@ -201,7 +201,7 @@ def test_stopping_and_continuing_the_machine_kills_nobody(lab: Lab, wait: Wait, 
     before = pids(lab, machine)
     for _ in range(3):
         stop(before["machine"])
-        let_pass(0.8)
+        let_pass(0.5)
         os.kill(before["machine"], signal.SIGCONT)
         assert pids(lab, machine) == before
     let_pass(0.4)
@@ -217,7 +217,7 @@ def test_everybody_may_be_stopped_together_with_the_machine(lab: Lab) -> None:
     before = pids(lab, machine)
     for pid in (before["machine"], *before.values()):       # the machine first, and last
         stop(pid)
-    let_pass(0.8)
+    let_pass(0.5)
     for pid in reversed(before.values()):
         os.kill(pid, signal.SIGCONT)
     let_pass(0.4)

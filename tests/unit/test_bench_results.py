@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 from array import array
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,12 @@ def measured(chance: random.Random, us: float, count: int = 2000) -> Measured:
 
 
 def made(pace: float = 1.0, seed: int = 1, slower: float = 1.0, baselines: bool = True) -> dict[str, Any]:
-    """A run on a host of that pace, in which zmq took ``slower`` times as long."""
+    """A run on a host of that pace, in which zmq took ``slower`` times as long; the caller's own."""
+    return deepcopy(_made(pace, seed, slower, baselines))
+
+
+@cache
+def _made(pace: float, seed: int, slower: float, baselines: bool) -> dict[str, Any]:
     chance = random.Random(seed)
     moods = [pace * chance.lognormvariate(0, 0.1) for _ in range(10)]
     rows = [

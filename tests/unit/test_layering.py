@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,7 @@ def below(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     """Every module of ours by its dotted name; a package is its ``__init__``."""
     found = {}
