@@ -11,9 +11,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from vmbus_emu.hardware import Driver
+from vmbus_emu.hardware import BROUGHT, BUILT_IN, Driver
 from vmbus_emu.node import load
 
+_BUILT_IN = frozenset(entry for entry, _ in BUILT_IN.values())
 #: What a device had before: how its driver was described, and the driver, if it was loaded.
 Former = tuple[Mapping[str, Any] | None, Driver | None]
 
@@ -53,7 +54,7 @@ class DriverStore:
         former = self.devices[device]["driver"], self._loaded.pop(device, None)
         self.devices[device]["driver"] = dict(described)
         if described["path"]:
-            _forget(described["entry"].partition(":")[0].partition(".")[0])
+            _forget(_package(described["entry"]))
         return former
 
     def restore(self, device: str, former: Former) -> None:
@@ -71,6 +72,8 @@ def _imported(entry: str, path: str) -> Driver:
         sys.path.insert(0, path)
     try:
         driver = load(entry)
+        if entry not in _BUILT_IN:
+            setattr(sys.modules[_package(entry)], BROUGHT, True)
     finally:
         sys.dont_write_bytecode = writes
         if path:
@@ -78,6 +81,10 @@ def _imported(entry: str, path: str) -> Driver:
     if not isinstance(driver, Driver) or driver.fault():
         raise TypeError(f"{entry} is no driver")
     return driver
+
+
+def _package(entry: str) -> str:
+    return entry.partition(":")[0].partition(".")[0]
 
 
 def _forget(package: str) -> None:

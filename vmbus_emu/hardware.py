@@ -75,6 +75,10 @@ class Uplink(Protocol):
         """Frames that are not on the wire yet, in order, for the driver that takes this one's place."""
 
 
+#: The module of a package that brought a driver has this, in a process that loaded it: ``audit`` counts it as a driver.
+BROUGHT = "__vmbus_emu_driver__"
+
+
 @dataclass(frozen=True, slots=True)
 class Driver:
     """What an entry point of :data:`GROUP` names.

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import vmbus_emu
 
 if TYPE_CHECKING:
     from conftest import Lab
+
+EXAMPLE = str(Path(vmbus_emu.__file__).parents[1] / "examples" / "driver-megaraid")
 
 
 def audited(lab: Lab) -> dict[str, dict[str, Any]]:
@@ -62,6 +67,21 @@ def test_in_the_microkernel_the_hypervisor_has_no_driver_and_shares_no_memory(la
     trusted = report["trusted"]
     assert trusted["ends_every_vm"]["processes"] == ["hypervisor"]
     assert trusted["ends_every_vm"]["code"]["ours"]["lines"] < trusted["interrupts_every_vm"]["code"]["ours"]["lines"]
+
+
+def test_a_driver_that_another_package_brought_is_a_driver_where_it_was_loaded(lab: Lab) -> None:
+    disks = {"vm1": {"ram": "4MiB"}, "vm2": {"ram": "4MiB", "controller": "storage1"}}
+    machine = lab.up(hardware={"storage1": {"model": "1000:005d"}},
+                     vm=[{"name": vm, "disk": [disk]} for vm, disk in disks.items()])  # fmt: skip
+    before = audited(lab)["parent"]["code"]
+    machine.add_driver(EXAMPLE)
+    machine.vm("vm2").disk.write(0, b"usable")
+    after = audited(lab)
+    drivers = after["parent"]["code"]["drivers"]
+    assert set(drivers["modules"]) > {*before["drivers"]["modules"], "vmbus_emu_megaraid"}
+    assert drivers["lines"] > before["drivers"]["lines"] + 5
+    assert after["parent"]["code"]["ours"]["parts"]["other drivers"] > 5
+    assert [name for name, one in after.items() if "vmbus_emu_megaraid" in one["code"]["modules"]] == ["parent"]
 
 
 def test_in_the_monolith_one_process_has_it_all(lab: Lab) -> None:

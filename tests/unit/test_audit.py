@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import tokenize
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from partitions.driver_store import DriverStore
 from vmbus_emu.cli.audit import audit_lines, compare_lines
 from vmbus_emu.client.audit import below, code, module_name, trusted
 from vmbus_emu.client.codelines import code_lines, count
@@ -23,7 +26,7 @@ from vmbus_emu.client.proctexts import (
     unix_paths,
 )
 from vmbus_emu.client.unixpeers import read_entries
-from vmbus_emu.evidence import loaded_files
+from vmbus_emu.evidence import OF_DRIVERS, loaded_files
 from vmbus_emu.machine.intake import files
 from vmbus_emu.topology import Overrides, parse
 
@@ -149,6 +152,35 @@ def test_a_process_says_which_files_it_has_loaded() -> None:
     assert len(mine) == 1
     assert any("tokenize.py" in paths for paths in loaded.values())
     assert files(loaded) == loaded
+
+
+def test_a_driver_of_another_package_is_told_apart_from_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "some_vendor"
+    package.mkdir()
+    (package / "__init__.py").write_text("from some_vendor.card import DRIVER\n")
+    (package / "card.py").write_text(
+        "from vmbus_emu.hardware import Driver\n"
+        "DRIVER = Driver('card', '1', 'storage', ('1000:0001',), lambda model, disk: disk)\n"
+    )
+    before = set(sys.modules)
+    described = {"name": "card", "version": "1", "entry": "some_vendor:DRIVER", "path": str(tmp_path)}
+    store = DriverStore({"storage0": {"model": "1000:0001", "driver": described}})
+    assert store.driver("storage0").name == "card"
+    try:
+        loaded = loaded_files()
+    finally:
+        for name in sys.modules.keys() - before:
+            monkeypatch.delitem(sys.modules, name)
+    assert loaded[OF_DRIVERS + str(tmp_path)] == ["some_vendor/__init__.py", "some_vendor/card.py"]
+    found = code([loaded])
+    assert {"some_vendor", "some_vendor.card"} <= set(found["drivers"]["modules"])
+    without = code([{folder: paths for folder, paths in loaded.items() if not folder.startswith(OF_DRIVERS)}])
+    assert found["drivers"]["lines"] - without["drivers"]["lines"] == 3
+    assert found["ours"]["lines"] - without["ours"]["lines"] == 3
+    assert found["libraries"] == without["libraries"]
+    assert found["ours"]["parts"]["other drivers"] == 3
 
 
 @pytest.mark.parametrize("said", [{1: []}, {"/": "x"}, {"/": [1]}, {"/": ["x"] * 5000}])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vmbus_emu import placement, topology
 from vmbus_emu.client.codelines import code_lines
 from vmbus_emu.client.procfiles import Seen, Snapshot
+from vmbus_emu.evidence import OF_DRIVERS
 from vmbus_emu.machine.policy import policy_of
 from vmbus_emu.topology.data import Topology
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 ARCHES = ("microkernel", "disaggregated", "monolithic")
-#: Our packages; every other file is a library's, or an outside driver's.
+#: Our packages; every other file is a library's, or of a driver that another package brought.
 PACKAGES = ("vmbus_emu", "partitions", "drivers", "bench")
 DRIVERS = "drivers"
+#: The part of drivers that other packages brought.
+OTHER_DRIVERS = "other drivers"
 #: The machine's own code.
 BOX = "vmbus_emu.machine"
 #: Packages that are counted apart, the longest names first.
@@ -74,29 +77,35 @@ def _process(row: Mapping[str, Any], files: Files | None, snapshot: Snapshot, sh
 
 
 def code(loaded: Iterable[Files], forked: bool = True) -> Report:
-    """Of one or several processes: the modules they have loaded, each counted once, with lines of code.
+    """Of one or several processes: the modules they have loaded, each counted once, with lines of code. Drivers of
+    other packages are counted with ours.
 
     ``inherited``: of our ``lines``, those of the machine's own code, which came with a fork of the machine.
     ``forked``: whether that is all they have it for.
     """
     paths = {(folder, path) for files in loaded for folder, some in files.items() for path in some}
     modules: dict[str, str] = {}
+    brought: set[str] = set()
     libraries: list[str] = []
     for folder, path in paths:
         module = module_name(path)
-        if module.partition(".")[0] in PACKAGES:
+        if folder.startswith(OF_DRIVERS):
+            modules[module] = os.path.join(folder.removeprefix(OF_DRIVERS), path)
+            brought.add(module)
+        elif module.partition(".")[0] in PACKAGES:
             modules[module] = os.path.join(folder, path)
         else:
             libraries.append(os.path.join(folder, path))
     parts: defaultdict[str, int] = defaultdict(int)
     for module, path in modules.items():
-        parts[next(part for part in _PARTS if below(module, part))] += code_lines(path) or 0
-    drivers = sorted(module for module in modules if below(module, DRIVERS) and module != DRIVERS)
+        part = OTHER_DRIVERS if module in brought else next(part for part in _PARTS if below(module, part))
+        parts[part] += code_lines(path) or 0
+    drivers = sorted(brought | {module for module in modules if below(module, DRIVERS) and module != DRIVERS})
     counted = [lines for lines in map(code_lines, libraries) if lines is not None]
     return {
         "ours": {"modules": len(modules), "lines": sum(parts.values()), "parts": dict(sorted(parts.items())),
                  "inherited": parts.get(BOX, 0) if forked else 0},
-        "drivers": {"modules": drivers, "lines": parts.get(DRIVERS, 0)},
+        "drivers": {"modules": drivers, "lines": parts.get(DRIVERS, 0) + parts.get(OTHER_DRIVERS, 0)},
         "libraries": {"modules": len(counted), "lines": sum(counted), "compiled": len(libraries) - len(counted)},
         "modules": sorted(modules),
     }  # fmt: skip
