@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -50,6 +51,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"about how many cases tests/fuzz runs in all; the environment variable VMBUS_EMU_FUZZ_CASES sets the "
         f"default, {FUZZ_CASES:,} without it",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_count() -> None:
+    """A shell that runs the suite in its background ignores SIGINT, and so would every program that a test starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

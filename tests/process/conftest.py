@@ -37,13 +37,6 @@ _LOG_BYTES = 20_000
 Row = Mapping[str, Any]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _interrupts_count() -> None:
-    """A shell that runs the suite in its background ignores SIGINT, and so would every program that a test starts."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 class Lab:
     """The machines of one test, below ``base``, where ``VMBUS_EMU_RUN`` points."""
 
