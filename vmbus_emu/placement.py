@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmbus_emu import hardware
-from vmbus_emu.topology.data import WORKER_SUFFIX, Topology, VmSpec
+from vmbus_emu.iomemory import io_memory, synthetic_memory
+from vmbus_emu.topology.data import INTEGRATION_COMPONENTS, WORKER_SUFFIX, Topology, VmSpec
 
 #: arch -> component -> the process it lives in. ``child`` stands for each VM, ``worker`` for the device models of each
 #: VM without integration services; ``*`` is a process of its own.
@@ -87,8 +88,6 @@ _CHANNELS = {"storvsp": "st", "netvsp": "nt", "ic": "ic"}
 
 #: One more VSP, of the integration components: no component, but a part of the parent wherever that is.
 INTEGRATION_ENTRY = "partitions.parent.integration:IntegrationVsp"
-#: The integration components of a VM that has them, in the order of their rings.
-INTEGRATION = ("heartbeat", "shutdown", "timesync", "kvp", "vss")
 
 #: What only ``ring`` needs, loaded where it is needed.
 TRANSPORT_ENTRIES = {
@@ -107,29 +106,9 @@ DRIVERS = {
     "switch": "drivers.switch:Switch",
 }
 
-# A VM's I/O memory: one region per VSP that serves it, each a memory file of its own, granted to that VSP alone.
-# Private memory has no guest-physical address that anybody uses, so the regions must only not meet: the largest
-# storage region, of 64 disks, is 17 MiB, and there are 4 GiB up to the network's.
-STORAGE_GPA = 1 << 32
-#: 2048 pages of buffers, and 256 in reserve for one largest transfer that has to be copied; a VM's disks share them.
-STORAGE_PAGES = 2048 + 256
-#: The rings of one disk's channel.
-STORAGE_PAGES_PER_DISK = 32
-NETWORK_GPA = 1 << 33
-#: One NIC's rings and buffers; NICs share nothing.
-NETWORK_PAGES_PER_NIC = 128
-INTEGRATION_GPA = 3 << 32
-#: The rings of one integration component's channel.
-INTEGRATION_PAGES_PER_COMPONENT = 6
-
 #: VMs whose VMBus driver is limited to these versions are old, and so are their integration components.
 FIRST_GENERATION = ("2.4",)
 
-#: What a VM without integration services shares with its worker: below 4 GiB, where emulated devices reach. What each
-#: channel of the IDE controller needs, buffers for data, and each adapter's rings.
-EMULATED_GPA = 1 << 28
-EMULATED_PAGES = 2 * 33 + 512
-EMULATED_PAGES_PER_NIC = 64
 #: Workers stand in for VPs of the root partition from this number on.
 FIRST_WORKER_VP = 2
 
@@ -284,7 +263,7 @@ def configuration(
         config["io_memory"] = {vm.name: synthetic_memory(vm) for vm in topology.vms}
         config["ic"] = {
             "entry": INTEGRATION_ENTRY, "channels": channel_names("ic", incarnation),
-            "vms": {vm.name: INTEGRATION for vm in topology.vms},
+            "vms": {vm.name: INTEGRATION_COMPONENTS for vm in topology.vms},
         }  # fmt: skip
     if "storvsp" in names:
         config["storvsp"] = {
@@ -384,32 +363,8 @@ def guest(topology: Topology, vm: VmSpec) -> dict[str, Any]:
         "vmbus_version": vm.vmbus_version,
         "integration_services": vm.integration_services,
         "worker": "" if vm.integration_services else worker_of(vm.name),
-        "components": INTEGRATION if vm.integration_services else (),
+        "components": INTEGRATION_COMPONENTS if vm.integration_services else (),
         "component_framework": (1, 0) if vm.vmbus_version in FIRST_GENERATION else None,
         "clock_drift_ppm": vm.clock_drift_ppm,
         "io_memory": io_memory(vm),
     }
-
-
-def io_memory(vm: VmSpec) -> list[dict[str, Any]]:
-    """The regions of I/O memory that a VM's devices need: who serves it, guest-physical address, pages."""
-    if vm.integration_services:
-        return synthetic_memory(vm)
-    pages = EMULATED_PAGES + EMULATED_PAGES_PER_NIC * len(vm.nics)
-    return [{"vsp": "worker", "gpa": EMULATED_GPA, "pages": pages}]
-
-
-def synthetic_memory(vm: VmSpec) -> list[dict[str, Any]]:
-    """The regions of a VM's synthetic devices, by the VSP that serves it.
-
-    They are where the guest's GPADLs point on either transport; only on ``ring`` there is memory behind them.
-    """
-    regions: list[dict[str, Any]] = []
-    if vm.disks:
-        pages = STORAGE_PAGES + STORAGE_PAGES_PER_DISK * len(vm.disks)
-        regions.append({"vsp": "storvsp", "gpa": STORAGE_GPA, "pages": pages})
-    if vm.nics:
-        regions.append({"vsp": "netvsp", "gpa": NETWORK_GPA, "pages": NETWORK_PAGES_PER_NIC * len(vm.nics)})
-    pages = INTEGRATION_PAGES_PER_COMPONENT * len(INTEGRATION)
-    regions.append({"vsp": "ic", "gpa": INTEGRATION_GPA, "pages": pages})
-    return regions

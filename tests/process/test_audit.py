@@ -40,7 +40,7 @@ def test_on_rings_a_vm_shares_its_memory_with_the_process_of_its_vsps_and_with_n
             f"{vm}.storvsp": ["storvsp"], f"{vm}.netvsp": ["netvsp"], f"{vm}.ic": ["parent"],
         }
         assert all(piece["access"] == "rw" for piece in shared.values())
-        assert shared[f"{vm}.storvsp"]["bytes"] == 2336 * 4096    # placement.STORAGE_PAGES and one disk's rings
+        assert shared[f"{vm}.storvsp"]["bytes"] == 2336 * 4096    # iomemory.STORAGE_PAGES and one disk's rings
     assert found["hypervisor"]["memory"]["shared"] == []          # it hands descriptors out, and maps none
     assert {piece["name"] for piece in found["storvsp"]["memory"]["shared"]} == {"vm1.storvsp", "vm2.storvsp"}
 

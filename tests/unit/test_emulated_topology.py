@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from vmbus_emu import placement
 from vmbus_emu.client.observer import intervals
 from vmbus_emu.client.scene import Scene
 from vmbus_emu.faults import refusal
-from vmbus_emu.placement import PLACEMENTS, configuration, io_memory, processes, zygote_of
+from vmbus_emu.iomemory import io_memory, synthetic_memory
+from vmbus_emu.placement import PLACEMENTS, configuration, processes, zygote_of
 from vmbus_emu.plan import plan
 from vmbus_emu.topology import Overrides, Topology, TopologyErrors, parse
 
@@ -140,6 +140,6 @@ def test_such_a_vm_is_loaded_less_and_nobody_pings_it_who_can_ping_another() -> 
 
 def test_the_memory_regions_do_not_meet() -> None:
     vm = topology(nic=[{}] * 4).vms[1]
-    regions = [*placement.synthetic_memory(vm), *io_memory(vm)]
+    regions = [*synthetic_memory(vm), *io_memory(vm)]
     spans = sorted((region["gpa"], region["gpa"] + region["pages"] * 4096) for region in regions)
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))

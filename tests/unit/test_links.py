@@ -8,8 +8,8 @@ import pytest
 
 from partitions.child.links import BUFFER_PAGES, RESERVE_PAGES, RING, Place, disk_place, nic_place
 from vmbus_emu.device import MAX_TRANSFER_BYTES
+from vmbus_emu.iomemory import NETWORK_PAGES_PER_NIC, STORAGE_PAGES, STORAGE_PAGES_PER_DISK
 from vmbus_emu.memory import PAGE
-from vmbus_emu.placement import NETWORK_PAGES_PER_NIC, STORAGE_PAGES, STORAGE_PAGES_PER_DISK
 from vmbus_emu.topology.data import MAX_DISKS, MAX_NICS
 from vmbus_emu.vmbus.gpadl import contiguous, ring_fault
 

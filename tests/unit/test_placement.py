@@ -7,6 +7,7 @@ import importlib
 import pytest
 
 from vmbus_emu import placement
+from vmbus_emu.iomemory import io_memory
 from vmbus_emu.placement import ENTRIES, PLACEMENTS, VSPS, configuration, disks, instance_id, network, processes
 from vmbus_emu.plan import plan
 from vmbus_emu.topology import Topology, parse
@@ -95,14 +96,14 @@ def test_a_guest_has_a_region_of_io_memory_for_each_vsp_that_serves_it(
     disks: int, nics: int, expected: list[tuple[str, int, int]]
 ) -> None:
     (vm,) = parse({"vm": [{"name": "a", "disk": [{"null": "1GiB"}] * disks, "nic": [{}] * nics}]}).vms
-    regions = placement.io_memory(vm)
+    regions = io_memory(vm)
     assert [(region["vsp"], region["gpa"], region["pages"]) for region in regions] == [*expected, ("ic", 3 << 32, 30)]
     assert placement.guest(parse({"vm": [{"name": "b"}]}), vm)["io_memory"] == regions
 
 
 def test_the_regions_of_the_largest_vm_do_not_meet() -> None:
     (vm,) = parse({"vm": [{"name": "a", "disk": [{"null": "1GiB"}] * MAX_DISKS, "nic": [{}] * MAX_NICS}]}).vms
-    storage, network, components = placement.io_memory(vm)
+    storage, network, components = io_memory(vm)
     assert storage["gpa"] + storage["pages"] * PAGE <= network["gpa"]
     assert network["gpa"] + network["pages"] * PAGE <= components["gpa"]
 

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vmbus_emu import placement
+from vmbus_emu.iomemory import io_memory
 from vmbus_emu.lifeline import Message
 from vmbus_emu.machine.supervisor import Process, Supervisor
 from vmbus_emu.protocol.hypercall import PAGE
@@ -99,7 +99,7 @@ class Identities:
         message: Message = {"t": kind, "partition": identity.partition, "vp": identity.vp, "pid": process.pid, **more}
         files = self.io_memory(process.name)
         if files:
-            regions = placement.io_memory(self._vms[process.name])
+            regions = io_memory(self._vms[process.name])
             message["memory"] = [{"gpa": region["gpa"], "pages": region["pages"]} for region in regions]
         self._hypervisor.line.send(message, [identity.descriptors.fileno(), *files])
         if not self.recovers:
@@ -132,7 +132,7 @@ class Identities:
         if name not in self._vms:
             return ()
         files = []
-        for region in placement.io_memory(self._vms[name]):
+        for region in io_memory(self._vms[name]):
             key = name, region["vsp"]
             if key not in self._memory:
                 self._memory[key] = _memory_file(".".join(key), region["pages"] * PAGE)

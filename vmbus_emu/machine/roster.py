@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from vmbus_emu import placement
+from vmbus_emu.iomemory import synthetic_memory
 from vmbus_emu.lifeline import Message
 from vmbus_emu.machine.intake import Refused
 from vmbus_emu.machine.media import MediaError, Medium, open_media
@@ -112,7 +113,7 @@ class Roster:
         if "netvsp" in carried:
             told["ports"] = [port for port in placement.network(self.topology)["ports"] if port["vm"] == vm.name]
         if "parent" in carried:
-            told |= {"io_memory": placement.synthetic_memory(vm), "components": placement.INTEGRATION}
+            told |= {"io_memory": synthetic_memory(vm), "components": data.INTEGRATION_COMPONENTS}
         if vm.name in self.names[spec.name]:
             told["guest"] = placement.guest(self.topology, vm)
         return told

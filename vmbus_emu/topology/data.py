@@ -80,6 +80,8 @@ MAX_DISK_BYTES = 1 << 60
 #: The NIC's index is one byte of its generated MAC; SCSI targets of one controller are 64.
 MAX_NICS = 256
 MAX_DISKS = 64
+#: The integration components of a VM with its services, in the order of their rings.
+INTEGRATION_COMPONENTS = ("heartbeat", "shutdown", "timesync", "kvp", "vss")
 #: Of a VM without integration services: two IDE channels of two drives, and as many adapters as Hyper-V allows.
 MAX_IDE_DISKS = 4
 MAX_LEGACY_NICS = 4

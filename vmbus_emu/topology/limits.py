@@ -11,7 +11,7 @@ import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vmbus_emu.topology.data import Topology
+from vmbus_emu.topology.data import INTEGRATION_COMPONENTS, Topology
 
 #: Sockets per context; what partitions/parent/process.py asks libzmq for.
 MAX_SOCKETS = 16384
@@ -43,7 +43,7 @@ _BASE = 40
 # integration components of a VM all are counted, although two of them may never be opened.
 _MACHINE = Demand("machine", base=_BASE, per_vm=9, per_disk=0, per_nic=0)
 _HYPERVISOR = Demand("hypervisor", base=_BASE, per_vm=5, per_disk=0, per_nic=0, sockets_base=4)
-_COMPONENTS = 5
+_COMPONENTS = len(INTEGRATION_COMPONENTS)
 DEMANDS: Mapping[str, tuple[Demand, ...]] = {
     "microkernel": (
         _MACHINE,
